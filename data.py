@@ -55,7 +55,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sets import body_sets
+from sets import readers
 from sets.augmentation import AUGMENTATIONS, Augmentation, find_augmentation, for_hands
 from sets.crops import (
     NUM_JOINTS,
@@ -64,11 +64,11 @@ from sets.crops import (
     crop_homography,
     hand_square,
 )
-from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.images import read_image
 from sets.motion import AMASS, MOYO, MotionCapture, MotionPoses
 from sets.official import GENDERS, HandPairs, OfficialPeople, relabelled
 from sets.painting import paint_background, paint_surface
+from sets.readers import DexYCB, FreiHAND
 from sets.rendered import (
     FINGER_SLOTS,
     PALM_NORMAL_UP,
@@ -80,18 +80,9 @@ from sets.rendered import (
 )
 from sets.rendered_bodies import RenderedBodies, RenderedPeople
 from sets.samples import Joined, KeyedDataset, Mixed, available_cores, random_generator
-from sets.shards import HaMeRShards, HMRShards
 
 RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}
-OFFICIAL = {
-    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
-    "3dpw": body_sets.ThreeDPW, "3dpw-moon": body_sets.ThreeDPWMoon,
-    "3dpw-hmr2": body_sets.ThreeDPWHMR2, "emdb": body_sets.EMDB, "h36m": body_sets.Human36M,
-    "h36m-smplx": body_sets.Human36MSMPLX, "h36m-hmr2": body_sets.Human36MHMR2,
-    "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards, "bedlam": body_sets.BEDLAM,
-    "rich": body_sets.RICH, "arctic": body_sets.ARCTIC, "ehf": body_sets.EHF}
-
-
+OFFICIAL = readers.READERS | {"amass": AMASS, "moyo": MOYO}
 HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
              "coco-train-2014-vitpose-pruned", "mpi-inf-train-pruned",
              "ava-train-midframes-1fps-vitpose", "aic-train-vitpose",

@@ -138,7 +138,6 @@ _NAMES: dict[str, Callable | None] = {  # what a pickle may name, without the _ 
     "numpy.core.numeric.frombuffer": functools.partial(
         _StandIn, lambda _, data, dtype, shape, order, axes=None: _array(
             shape, dtype, order.replace("K", "C"), data).transpose(axes or range(len(shape)))),
-    "joblib.numpy_pickle.NumpyArrayWrapper": _kind(lambda state, data: _array(*state, data)),
     **{f"scipy.sparse.{kind}.{kind}_{name}": _kind(_sparse, by_column=kind == "csc")
        for kind in ("csc", "csr") for name in ("matrix", "array")},
     "codecs.encode": lambda text, encoding: text.encode({"latin1": "latin1"}[encoding]),
@@ -183,12 +182,6 @@ class _Reader(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         _expect(type(target) is _StandIn, "it sets the state of something unknown")
         target.state = state
-        if isinstance(state, dict) and "numpy_array_alignment_bytes" in state:  # joblib's array
-            if state["numpy_array_alignment_bytes"] is not None:  # its bytes follow, after padding
-                self._file_read(self._file_read(1)[0])
-            target.state = state["shape"], state["dtype"], state["order"]
-            size = _dtype(state["dtype"].state, *state["dtype"].arguments).itemsize
-            target.arguments = (self._file_read(size * math.prod(state["shape"])),)
 
     dispatch = {code: run for code, run in pickle._Unpickler.dispatch.items()
                 if code not in b"\x82\x83\x84io\x92"} | {  # EXT1, 2 and 4, INST, OBJ, NEWOBJ_EX
@@ -248,7 +241,7 @@ class _Reader(pickle._Unpickler):
 
 
 def safe_unpickle(source: str | Path | bytes):
-    """The data in a pickle (a path, or its bytes), of any protocol, of Python 2 and of joblib.
+    """The data in a pickle (a path, or its bytes) of any protocol, also of Python 2.
 
     Containers, text, numbers and arrays come back as they are, sets as lists; chumpy objects and
     scipy's csc and csr matrices as dense arrays, with neither package installed. Of a dictionary,
@@ -423,8 +416,8 @@ def save_mesh(path: str | Path, vertices, faces) -> None:
 def load_vertices(path: str | Path) -> np.ndarray:
     """Read the vertices (V, 3) float32 of an OBJ file or of a binary little-endian PLY file.
 
-    The first element of a PLY must be vertices, and their first properties x, y and z as float.
-    Raises ValueError for anything else.
+    The first element of a PLY must be vertices, with properties of floats or bytes. Raises
+    ValueError for anything else.
     """
     data = Path(path).read_bytes()
     if Path(path).suffix.lower() == ".obj":
@@ -435,16 +428,15 @@ def load_vertices(path: str | Path) -> np.ndarray:
     header, _, body = data.partition(b"end_header\n")
     found = re.search(rb"^ply\s+format binary_little_endian 1\.0\s(?:(?!element).)*"
                       rb"element vertex (\d+)\s+((?:property \w+ \w+\s+)+)", header, re.DOTALL)
-    _, kinds, names = np.reshape(found[2].decode().split(), (-1, 3)).T if found else ((), (), ())
-    sizes = {"float": 4, "float32": 4, "uchar": 1, "uint8": 1, "double": 8, "int": 4}
-    if [*names[:3]] != [*"xyz"] or not {*kinds[:3]} <= {"float", "float32"} or {*kinds} - {*sizes}:
-        raise ValueError(f"{path}: expected a binary little-endian PLY file whose vertices "
-                         "begin with x, y and z as float")
-    stride, count = sum(sizes[kind] for kind in kinds), int(found[1])
-    if len(body) < stride * count:
-        raise ValueError(f"{path} ends before its {count} vertices: copy it again")
-    rows = np.frombuffer(body, np.uint8, stride * count).reshape(count, stride)
-    return np.ascontiguousarray(rows[:, :12]).view("<f4")
+    properties = re.findall(r"property (\w+) (\w+)", found[2].decode()) if found else []
+    kinds = {"float": "<f4", "float32": "<f4", "uchar": "u1", "uint8": "u1"}  # others: an error
+    try:
+        dtype = np.dtype([(name, kinds[kind]) for kind, name in properties])
+        rows = np.frombuffer(body, dtype, int(found[1]))
+        return np.stack([rows[axis] for axis in "xyz"], 1).astype(np.float32)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: expected an undamaged binary little-endian PLY file whose "
+                         "vertices have x, y and z as float") from None
 
 
 # ------------------------------------------------------------------------------ predictions

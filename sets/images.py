@@ -7,8 +7,6 @@ import json
 import math
 import os
 import re
-import sys
-import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -36,8 +34,8 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
                part: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Read a picture file as (H, W, 3) uint8 RGB.
 
-    Transparency is composited on white, 16-bit grey is scaled to 8 bits, palettes, grey and CMYK
-    are converted to RGB, and an animation gives its first frame.
+    Transparency is composited on white, palettes, grey and CMYK are converted to RGB, and an
+    animation gives its first frame.
 
     upright: apply the EXIF orientation; False returns the pixels as they are stored.
     part: first byte and number of bytes of the picture inside an archive; 0 bytes: the whole file.
@@ -47,13 +45,14 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}: check the path")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that is refused
-            with Image.open(bytes_of(path, *part) if part[1] else path) as picture:
-                picture.load()
-                if upright:
-                    ImageOps.exif_transpose(picture, in_place=True)
-                return np.array(_to_rgb(picture))
+        with Image.open(bytes_of(path, *part) if part[1] else path) as picture:
+            if upright:
+                ImageOps.exif_transpose(picture, in_place=True)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture)
+            return np.array(picture.convert("RGB"))
     except Exception as error:  # decoders raise almost any error on damaged and on huge files
         raise ValueError(f"{path} cannot be read as a picture ({error}): "
                          "expected an undamaged JPEG, PNG or similar") from error
@@ -63,7 +62,7 @@ def picture_files(paths: Sequence[Path]) -> dict[str, Path]:
     """Return the pictures and those in the folders, under different names for their results.
 
     Those in a folder are in the order of the numbers in their names: 2.png before 10.png. Raises
-    ValueError for no pictures and for videos alone.
+    ValueError for no pictures and for videos.
     """
     def order(path: Path) -> tuple[list[str | int], str]:
         parts = re.split(r"([0-9]+)", path.name)  # every second one is a number
@@ -71,18 +70,16 @@ def picture_files(paths: Sequence[Path]) -> dict[str, Path]:
 
     files: dict[str, Path] = {}
     for path in paths:
-        inside = sorted(path.iterdir(), key=order) if path.is_dir() else [path]
-        videos = [file for file in inside if file.suffix.lower() in VIDEOS]
-        pictures = [file for file in inside if file not in videos]
+        if path.suffix.lower() in VIDEOS:
+            raise ValueError(f"{path} is a video: write its frames to a folder, as in mkdir "
+                             f"frames; ffmpeg -i {path} frames/%05d.png")
+        pictures = [path]
         if path.is_dir():  # with neither our own results nor macOS' ._photo.jpg
-            pictures = [file for file in pictures if file.suffix.lower() in PICTURES
+            pictures = [file for file in sorted(path.iterdir(), key=order)
+                        if file.suffix.lower() in PICTURES
                         and not file.name.startswith(".") and not file.name.endswith(OURS)]
-        frames = videos and (f"{videos[0]} is a video: write its frames to a folder, as in mkdir "
-                             f"frames; ffmpeg -i {videos[0]} frames/%05d.png")
         if not pictures:
-            raise ValueError(frames or f"{path} has no pictures: expected files such as .jpg, .png")
-        if videos:
-            print(frames, file=sys.stderr)
+            raise ValueError(f"{path} has no pictures: expected files such as .jpg, .png")
         for file in pictures:  # the second of img.jpg and img.png writes img.png_overlay.png, ...
             names = (file.stem, file.name, f"{file.name}_{len(files) + 1}")
             files[next(name for name in names if name not in files)] = file
@@ -125,21 +122,6 @@ def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
     with open(path, "rb") as file:
         file.seek(start)
         return io.BytesIO(file.read(count))
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # "I;16", "I;16B" and, for some 16-bit files, "I"
-        grey = np.asarray(picture).astype(np.float64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its grey values do not fit 16 bits")
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("floating-point pictures have no defined white; save it with 8 bits")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
 
 
 LEAST_CONFIDENCE = 0.3  # of a keypoint that counts as seen, as in genhmr.py

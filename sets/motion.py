@@ -203,14 +203,11 @@ class MotionCapture(Official):
     def rows(self) -> Iterator[np.ndarray]:
         for path in (path for paths in self.sources.values() for path in paths):
             poses, betas = self.read(self.file(path.relative_to(self.root)))
-            if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
-                raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
             kept = slice(int(self.TRIM * len(poses)), int((1 - self.TRIM) * len(poses)),
                          self.STRIDE)
             records = np.zeros(len(poses[kept]), self.dtype)
             records["pose"][:, :22] = poses[kept, :22]
-            betas = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
-            records["betas"][..., :betas.shape[-1]] = betas
+            records["betas"] = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
             if not np.isfinite(records["pose"]).all() or not np.isfinite(records["betas"]).all():
                 raise ValueError("its poses or betas are not finite")
             yield records
@@ -253,14 +250,12 @@ class AMASS(MotionCapture):
     }
 
     def find_sources(self) -> dict[str, list[Path]]:
-        folders = {path.name.lower(): path for path in sorted(self.root.glob("*/"))}
         sources = {}
         for subset in self.SUBSETS[self.split]:
-            names = (*self.ALIASES.get(subset, ()), subset)
             files = {(path.parent.name, path.name.removesuffix(ending)): path
                      for ending in ("_stageii.npz", "_poses.npz")  # SMPL+H last: it replaces SMPL-X
-                     for name in names if name.lower() in folders
-                     for path in folders[name.lower()].glob(f"*/*{ending}")}  # no shape files
+                     for name in (*self.ALIASES.get(subset, ()), subset)
+                     for path in self.root.glob(f"{name}/*/*{ending}")}  # no shape files
             sources[subset] = sorted(files.values())
         if not any(sources.values()):
             raise self.missing(self.root / f"{self.SUBSETS[self.split][0]}/*/*_poses.npz")

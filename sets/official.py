@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from files import load_arrays, load_vertices
 from sets import crops
 from sets.augmentation import Augmentation
 from sets.images import detected_person, read_image
-from sets.samples import KeyedDataset, Packed, fingerprint
+from sets.samples import KeyedDataset, fingerprint
 
 GENDERS = ("neutral", "male", "female")
 
@@ -135,24 +134,6 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     return [load_arrays(path, name)[name] for name in names]
 
 
-class ModelError(ValueError):
-    """A body model's file is damaged, whatever the data set."""
-
-
-@contextmanager
-def found_model(folder: Path, family: str, side: str = "right", gender: str = "neutral", **_
-                ) -> Iterator[Path]:
-    """Find a body model's file; errors while it is read are then about it, not about a data set."""
-    path = bodymodels.find_model(folder, family, side, gender)
-    try:
-        yield path
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files raise almost any error
-        raise ModelError(f"body model {path} cannot be used ({error!r}): see sets/README.md"
-                         ) from error
-
-
 @lru_cache(maxsize=16)
 def official_body(folder: Path, template: Path | None = None, keypoints_only: bool = False,
                   **options) -> bodymodels.BodyModel:
@@ -161,12 +142,9 @@ def official_body(folder: Path, template: Path | None = None, keypoints_only: bo
     template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
     vertices that joints and keypoints do not need.
     """
-    if template is None:
-        with found_model(folder, **options):
-            model = bodymodels.load_model(folder, **options)
-    else:
-        official_body(folder, **options)  # so that errors from here on are the template's
-        model = bodymodels.load_model(folder, v_template=load_vertices(template), **options)
+    if template is not None:
+        options["v_template"] = load_vertices(template)
+    model = bodymodels.load_model(folder, **options)
     return model.for_keypoints() if keypoints_only else model
 
 
@@ -177,21 +155,19 @@ def hand_space(folder: Path, family: str, side: str, gender: str
 
     SMPL-X has two hands, left then right; MANO has one.
     """
-    ends = ("",) if family == "mano" else ("l", "r")
-    with found_model(folder, family, side, gender) as path:
-        arrays = load_arrays(path, "hands_")
-        return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
-                for end in ends]
+    arrays = load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
+    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+            for end in (("",) if family == "mano" else ("l", "r"))]
 
 
-READER_VERSION = 6  # increase it whenever the same files would give other records
+READER_VERSION = 7  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
 OWN = "own"  # detections that the data set itself ships
 POSE_SETS = {"mano": "mano16", "smpl": "smpl24", "smplx": "smplx55"}  # joint sets of poses
 
 
-class Official(Packed):
+class Official(KeyedDataset):
     """A data set in the folder `root`, as its authors ship it.
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
@@ -256,16 +232,16 @@ class Official(Packed):
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def chunks(self, start: int) -> Iterator[np.ndarray]:
-        """Yield all records; an annotation is always read from its beginning."""
-        count = start
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield all records of the split."""
+        count = 0
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 if isinstance(records, dict):
                     records = to_records(records, self.dtype)
                 count += len(records)
                 yield records
-        except (OSError, MemoryError, ModelError):
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # damaged files raise almost any error
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -318,7 +294,6 @@ class Pictures(Official):
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     FIELDS: list[tuple] = []  # of records, beside those of all data sets
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see `absolute`
-    NEEDS_MODELS = False  # whether records depend on `models` though finger angles are absolute
     LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
@@ -336,8 +311,7 @@ class Pictures(Official):
         self.dtype = np.dtype(record_dtype(
             len(bodymodels.JOINT_SETS[self.JOINTS]),
             len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]), self.NUM_BETAS).descr + self.FIELDS)
-        needed = self.models and (self.HAND_SPACE or self.NEEDS_MODELS)
-        others = [path for path in sorted(self.models.rglob("*") if needed else ())
+        others = [path for path in sorted(self.models.rglob("*") if self.models else ())
                   if path.suffix in (".npz", ".pkl") and path.is_file()]
         super().__init__(root, split, size, others=others, **options)
 
@@ -346,10 +320,6 @@ class Pictures(Official):
         if self.models is None:
             raise FileNotFoundError(f"{what} of {type(self).__name__} need a folder of body "
                                     "models: give models=, or --models")
-
-    def record(self, index: int) -> np.ndarray:
-        """Return the annotation of one sample."""
-        return self.records(index)
 
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
@@ -419,7 +389,7 @@ class Pictures(Official):
 
     def annotated(self, index: int) -> dict[str, np.ndarray]:
         """Return a picture of a hand and its annotation as they are stored, for `crop_sample`."""
-        record = self.record(index)
+        record = self.records(index)
         image = self.picture(record)
         keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
         vertices, known = self.mesh(record)
@@ -442,7 +412,7 @@ class Pictures(Official):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.MODEL == "mano":
             return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
-        record = self.record(index)
+        record = self.records(index)
         image = self.picture(record)
         size = image.shape[1], image.shape[0]
         keypoints_2d, keypoints_3d, transl = self.keypoints(record)
@@ -642,8 +612,7 @@ class HandPairs(KeyedDataset):
         super().__init__(hands.split, [hands.split], hands.seed, size)
         records = hands.records()
         whole = (records["has_pose"] > 0) & (records["keypoints_3d"][..., 3] > 0).all(1)
-        self.hands = hands  # FreiHAND has a record for four pictures
-        self.kept = np.flatnonzero(np.resize(whole, len(hands)))
+        self.hands, self.kept = hands, np.flatnonzero(whole)
         if not len(self.kept):
             raise ValueError(f"{type(hands).__name__} in {hands.root} has no hand whose pose, mesh "
                              "and joints are known")
@@ -655,7 +624,7 @@ class HandPairs(KeyedDataset):
         pair = []
         for number in (2 * index, 2 * index + 1):
             number = int(self.kept[number % len(self.kept)])
-            sample, record = self.hands.load(number, rng), self.hands.record(number)
+            sample, record = self.hands.load(number, rng), self.hands.records(number)
             self.hands.finish(sample, rng)
             turn = sample["camera_rotation"]  # the pose turns like the crop's camera
             flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])

@@ -17,7 +17,7 @@ from sets import crops, painting, samples
 from sets.augmentation import Augmentation
 
 
-class Rendered(samples.Packed):
+class Rendered(samples.KeyedDataset):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
     Subclasses have a dtype of records, and `render(index)`: one record, which depends on seed,
@@ -30,6 +30,9 @@ class Rendered(samples.Packed):
                  augmentation: str | Augmentation | None) -> None:
         super().__init__(split, tuple(self.LENGTHS), seed, size, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
 
     def open_cache(self, cache: str | os.PathLike | None, kind: str, **settings) -> None:
         """Find or build the packed file in the folder `cache`; its name holds a checksum.
@@ -51,16 +54,16 @@ class Rendered(samples.Packed):
         """Render the records of several indices (N,)."""
         return np.stack([self.render(index) for index in indices])
 
-    def chunks(self, start: int) -> Iterator[np.ndarray]:
-        """Render the split from `start` on, on all cores, in batches of records."""
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Render the split on all cores, in batches of records."""
         workers = samples.available_cores() if self.length >= 256 else 0
-        loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
+        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
                             collate_fn=self.render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
         try:
             yield from tqdm(batches, f"Rendering {self.path.name}", unit="batch",
-                            initial=start // 32, total=-(-self.length // 32))
+                            total=len(loader))
         finally:
             if workers:  # they ignore signals, and an error's traceback would keep them alive
                 batches._shutdown_workers()
@@ -168,6 +171,8 @@ def sample_view(rng: np.random.Generator, views: float, in_plane: float) -> np.n
 
 RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
 FOREARM_RINGS = 3
+WRIST = [586, 592, 591, 593, 594, 598, 706, 736,  # vertices of the mesh's hole, in their order
+         595, 596, 597, 590, 589, 703, 588, 587]
 
 
 class HandSurface:
@@ -178,11 +183,10 @@ class HandSurface:
         hand_faces = self.model.faces.numpy()
         self.regressor = self.model.keypoint_regressor.numpy()
         self.template = self.model.v_template.numpy()
-        self.wrist = boundary_loop(hand_faces)  # (16,)
         # strips between copies of the wrist's rim, and a fan that closes the last copy
-        count = len(self.wrist)
+        count = len(WRIST)
         copies = crops.NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
-        a = np.vstack([self.wrist, copies])
+        a = np.vstack([WRIST, copies])
         b = np.roll(a, -1, axis=1)
         lower = np.stack([b[:-1], a[:-1], a[1:]], -1).reshape(-1, 3)
         upper = np.stack([b[:-1], a[1:], b[1:]], -1).reshape(-1, 3)
@@ -207,22 +211,11 @@ class HandSurface:
     def with_forearm(self, vertices: np.ndarray, direction: np.ndarray, length: float,
                      taper: float) -> np.ndarray:
         """Append the forearm's rings and end point to the hand's vertices (778, 3)."""
-        rim = vertices[self.wrist]
+        rim = vertices[WRIST]
         center = rim.mean(0)
         steps = np.linspace(0, 1, FOREARM_RINGS + 1)[1:, None, None]
         rings = center + (rim - center) * (1 + taper * steps) + direction * length * steps
         return np.concatenate([vertices, rings.reshape(-1, 3), rings[-1].mean(0, keepdims=True)])
-
-
-def boundary_loop(faces: np.ndarray) -> np.ndarray:
-    """Return the vertices around a mesh's only hole, in the order of its border edges."""
-    edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1),
-                                                                strict=True)}
-    following = dict(edge for edge in edges if edge[::-1] not in edges)
-    loop = [min(following)]
-    while following[loop[-1]] != loop[0]:
-        loop.append(following[loop[-1]])
-    return np.array(loop)
 
 
 hand_surface = cache(HandSurface)
@@ -285,8 +278,7 @@ class RenderedHands(Rendered):
     default is the whole sphere.
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
-    (3 S^2 + 9.8 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
-    was killed continues where it stopped.
+    (3 S^2 + 9.8 kB a sample) and read from it afterwards, bit for bit the same.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}

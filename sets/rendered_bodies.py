@@ -19,7 +19,6 @@ from sets.motion import SMPL_JOINTS, check_poses, sample_betas, sample_body_pose
 from sets.rendered import Rendered, hand_surface, sample_hand_pose
 from sets.samples import DETAILS, RENDERING_BODIES, RENDERING_PEOPLE, random_generator
 
-RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
 STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
 HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
                         [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
@@ -230,44 +229,7 @@ def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
     return dress(rng, vertices + transl, "body")
 
 
-class RenderedPoses(Rendered):
-    """What RenderedBodies and RenderedPeople share: drawn poses."""
-
-    KIND, JOINTS, KEYPOINTS = "bodies", len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
-
-    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
-                 seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 version: int = 2, augmentation: str | Augmentation | None = None,
-                 cache: str | os.PathLike | None = None, more: dict | None = None) -> None:
-        """Open a split. more: settings of a subclass that the pictures depend on."""
-        super().__init__(split, size, length, seed, augmentation)
-        check_poses(self.length, views, lean, wide)
-        if version not in RENDER_VERSIONS:
-            raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, "
-                             "or 1 for the pictures of older scores")
-        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
-        self.version, self.steep = version, STEEP * (version > 1)
-        self.dtype = np.dtype(self.fields())
-        settings = (more or {}) | ({"wide": self.wide} if wide else {})
-        self.open_cache(cache, self.KIND, views=self.views, lean=self.lean, version=version,
-                        **settings)
-
-    def fields(self) -> list[tuple]:
-        """Return the fields of a record."""
-        return [("image", np.uint8, (self.size, self.size, 3)), ("K", np.float32, (3, 3)),
-                ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
-                ("transl", np.float32, 3), ("keypoints_3d", np.float32, (self.KEYPOINTS, 3)),
-                ("keypoints_2d", np.float32, (self.KEYPOINTS, 2))]
-
-    def labels(self, scene: BodyScene) -> np.ndarray:
-        """Return a record with the labels of a scene; pictures are still black."""
-        record = np.zeros((), self.dtype)
-        for name in self.dtype.names:
-            record[name] = getattr(scene, name, 0)
-        return record
-
-
-class RenderedBodies(RenderedPoses):
+class RenderedBodies(Rendered):
     """Pictures of the free body in clothes, rendered on the fly: no download, exact labels.
 
     One sample; S is the crop's side, keypoints are in smpl45 order:
@@ -294,8 +256,39 @@ class RenderedBodies(RenderedPoses):
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
-    KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
-             "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
+    KIND, JOINTS, KEYPOINTS = "bodies", len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
+    KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0, "keypoints_3d_valid": np.ones(KEYPOINTS)}
+
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
+                 version: int = 2, augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, more: dict | None = None) -> None:
+        """Open a split. more: settings of a subclass that the pictures depend on."""
+        super().__init__(split, size, length, seed, augmentation)
+        check_poses(self.length, views, lean, wide)
+        if version not in (1, 2):  # a new one whenever the same settings would give other pictures
+            raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, "
+                             "or 1 for the pictures of older scores")
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+        self.version, self.steep = version, STEEP * (version > 1)
+        self.dtype = np.dtype(self.fields())
+        settings = (more or {}) | ({"wide": self.wide} if wide else {})
+        self.open_cache(cache, self.KIND, views=self.views, lean=self.lean, version=version,
+                        **settings)
+
+    def fields(self) -> list[tuple]:
+        """Return the fields of a record."""
+        return [("image", np.uint8, (self.size, self.size, 3)), ("K", np.float32, (3, 3)),
+                ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
+                ("transl", np.float32, 3), ("keypoints_3d", np.float32, (self.KEYPOINTS, 3)),
+                ("keypoints_2d", np.float32, (self.KEYPOINTS, 2))]
+
+    def labels(self, scene: BodyScene) -> np.ndarray:
+        """Return a record with the labels of a scene; pictures are still black."""
+        record = np.zeros((), self.dtype)
+        for name in self.dtype.names:
+            record[name] = getattr(scene, name, 0)
+        return record
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
@@ -488,7 +481,7 @@ def hand_faces() -> list[np.ndarray]:
     return [faces[np.isin(faces, vertices).all(1)] for vertices in hand_vertices()]
 
 
-class RenderedPeople(RenderedPoses):
+class RenderedPeople(RenderedBodies):
     """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
 
     One sample; S and H are the sides of the crops, "hand" arrays hold the right one first:

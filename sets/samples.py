@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -25,7 +24,6 @@ try:
     import fcntl
 except ImportError:  # not POSIX: concurrent builders then repeat each other's work
     fcntl = None
-OTHER_CACHE = "give cache=FOLDER on a disk with room and permission"
 
 
 def available_cores() -> int:
@@ -57,23 +55,22 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build_packed(path: Path, dtype: np.dtype, length: int | None,
-                 chunks: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
-    """Memory-map the records of `path` (length,; None: any number); build the file if it is new.
+def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarray]]
+                 ) -> np.ndarray:
+    """Memory-map the records of `path` (N,); build the file if it is new.
 
-    chunks(start) yields the records from number `start` on. They are appended to a file beside
-    `path`, which is renamed at the end, so that readers never see half of it. A builder that was
-    killed or stopped continues there; without a length it begins again. When several processes ask
-    at once, one builds and the others wait and say so; the lock of a killed builder dies with it.
-    Raises ValueError if the folder cannot be written or has no room.
+    chunks() yields the records. They are written to a file beside `path`, which is renamed at the
+    end, so that readers never see half of it. When several processes ask at once, one builds and
+    the others wait and say so; the lock of a killed builder dies with it.
+    Raises ValueError if the folder cannot be written.
     """
-    if not is_complete(path, dtype, length):
+    if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = open(path.with_suffix(".lock"), "w")
         except OSError as error:
-            raise ValueError(f"cannot write the cache {path.parent} ({error}): {OTHER_CACHE}"
-                             ) from error
+            raise ValueError(f"cannot write the cache {path.parent} ({error}): give cache=FOLDER "
+                             "on a disk with room and permission") from error
         with lock:
             if fcntl:  # lockf: data workers, which the process forks, would inherit flock's lock
                 try:
@@ -82,36 +79,18 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
                     print(f"waiting for another process that renders or packs {path.name}",
                           file=sys.stderr, flush=True)
                     fcntl.lockf(lock, fcntl.LOCK_EX)
-            if not is_complete(path, dtype, length):  # nobody finished it while we waited
+            if not path.is_file():  # nobody finished it while we waited
                 temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
                 try:
-                    _append_records(temporary, dtype, length, chunks)
-                except BaseException:
-                    if length is None:
-                        temporary.unlink(missing_ok=True)
-                    raise
-                os.replace(temporary, path)
+                    with open(temporary, "wb") as file:
+                        for chunk in chunks():
+                            file.write(chunk.tobytes())
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.replace(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
     return np.memmap(path, dtype, "r")
-
-
-def is_complete(path: Path, dtype: np.dtype, length: int | None) -> bool:
-    """Return whether a file has all records; without a length, whether it is there."""
-    return path.is_file() and length in (None, path.stat().st_size / dtype.itemsize)
-
-
-def _append_records(path: Path, dtype: np.dtype, length: int | None,
-                    chunks: Callable[[int], Iterable[np.ndarray]]) -> None:
-    """Write records, one after the other; with a length, from where the builder was killed."""
-    with open(path, "ab") as file:
-        count = 0 if length is None else file.tell() // dtype.itemsize
-        file.truncate(count * dtype.itemsize)
-        needed = dtype.itemsize * ((length or 0) - count)
-        if shutil.disk_usage(path.parent).free < needed:
-            raise ValueError(f"no room for {needed / 1e9:.1f} GB in {path.parent}: {OTHER_CACHE}")
-        for chunk in chunks(count):
-            file.write(chunk.tobytes())
-            file.flush()
-        os.fsync(file.fileno())
 
 
 # The first number of a generator's seed: one independent stream of random numbers for each use.
@@ -131,8 +110,12 @@ class KeyedDataset(Dataset):
     once more: half of them then look like left ones, with the topology of right ones.
 
     Subclasses have `load(index, rng)`: the sample's arrays after the geometric part of the
-    augmentation.
+    augmentation. Those with records in a memory-mapped file, which every process opens for itself,
+    have what `build_packed` needs: path, dtype and `chunks()`.
     """
+
+    path: Path | None = None
+    _packed: np.ndarray | None = None
 
     def __init__(self, split: str, splits: Sequence[str], seed: int, size: int | None = None,
                  augmentation: str | Augmentation | None = None) -> None:
@@ -173,25 +156,14 @@ class KeyedDataset(Dataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[index] for index in range(len(self)))  # one epoch; keys have no end
 
-
-class Packed(KeyedDataset):
-    """A data set with records in a memory-mapped file, which every process opens for itself.
-
-    Subclasses have what `build_packed` needs: path, dtype, perhaps length, and `chunks(start)`.
-    """
-
-    path: Path | None = None
-    length: int | None = None
-    _packed: np.ndarray | None = None
-
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
         if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, self.length, self.chunks)
+            self._packed = build_packed(self.path, self.dtype, self.chunks)
         return self._packed[indices]
 
     def __len__(self) -> int:
-        return len(self.records()) if self.length is None else self.length
+        return len(self.records())
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_packed": None}

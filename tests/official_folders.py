@@ -14,16 +14,16 @@ from PIL import Image
 import bodymodels
 import data
 from files import load_arrays
-from sets import body_sets
-from sets.hand_sets import DexYCB
+from sets import readers
 from sets.official import intrinsics
+from sets.readers import DexYCB
 
 UNIQUE = 2
 # Sizes by which readers know the official files: ours are smaller
-DexYCB.SEQUENCES, body_sets.BEDLAM.PICTURE_SIZE, body_sets.RICH.PICTURE_SIZE = 5, (64, 36), (32, 24)
+DexYCB.SEQUENCES, readers.BEDLAM.PICTURE_SIZE, readers.RICH.PICTURE_SIZE = 5, (64, 36), (32, 24)
 
 
-def write_freihand(root, annotated=True):
+def write_freihand(root):
     """A tiny folder in the official format: two ids, four backgrounds, one evaluation picture."""
     samples = [hands(size=64, length=3)[index] for index in range(3)]
     for split in ("training", "evaluation"):
@@ -39,11 +39,10 @@ def write_freihand(root, annotated=True):
     picture("evaluation", 0, samples[2], 0)
     for split, chosen in (("training", samples[:UNIQUE]), ("evaluation", samples[2:])):
         lists = {"K": [s["K"].tolist() for s in chosen],
-                 "scale": [float((s["joints"][9] - s["joints"][10]).norm()) for s in chosen]}
-        if annotated or split == "training":
-            lists |= {"xyz": [s["joints"].tolist() for s in chosen],
-                      "verts": [s["vertices"].tolist() for s in chosen],
-                      "mano": [[[0.0] * 61] for _ in chosen]}
+                 "scale": [float((s["joints"][9] - s["joints"][10]).norm()) for s in chosen],
+                 "xyz": [s["joints"].tolist() for s in chosen],
+                 "verts": [s["vertices"].tolist() for s in chosen],
+                 "mano": [[[0.0] * 61] for _ in chosen]}
         for name, items in lists.items():
             (root / f"{split}_{name}.json").write_text(json.dumps(items))
     return samples
@@ -329,7 +328,7 @@ def write_hmr2_evaluation(root, name="3dpw_test"):
 
 def write_h36m_moon(root):
     """Each subject: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
-    for subject in body_sets.Human36MSMPLX.SUBJECTS:
+    for subject in readers.Human36MSMPLX.SUBJECTS:
         base = f"annotations/Human36M_subject{subject}_"
         folder = f"s_{subject:02d}_act_02_subact_01_ca_0"
         pictures = [{"id": number, "width": 40,

@@ -9,7 +9,7 @@ import torch
 from official_folders import jpeg, tar_person, write_amass, write_shard
 
 import data
-from sets.body_sets import BEDLAM
+from sets.readers import BEDLAM
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -1,6 +1,5 @@
 """Safe files: official layouts are read, hostile and damaged ones are refused, nothing is run."""
 
-import base64
 import collections
 import contextlib
 import copyreg
@@ -15,7 +14,6 @@ import sys
 import tempfile
 import types
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -229,40 +227,6 @@ def test_an_expression_that_is_needed_is_named(foreign, tmp_path):
         load_model(tmp_path / "MANO_RIGHT.pkl")
     with pytest.raises(UnsafeFileError, match="chumpy.ch.MatVecMult is not evaluated"):
         safe_unpickle(pickle.dumps([concatenation(foreign)]))
-
-
-# ------------------------------------------------------------------------------ joblib pickles
-
-
-JOBLIB = {  # protocol -> what joblib 1.6.0 wrote of `arrays` below, compressed, in base 85
-    2: (
-        "c-n1I%TB^T6dl^~Dn2TrqM#xo!3_)J!i9+#6Bjn=f{opgX(>*%h2B!4T{O`R;@|oQbvhk2KJH@9o%=d-?mP<-"
-        "ppKqF2$_&E?<a<18{P5D^}>N?n-"
-        "7j9Ysux(_i=dZW6!gE8HD2(5F?N}dVw}hXNKwE=@haiYm~=BoRrIu)3ZsQV9$cQDyq^P3M@47hn5dT#(M=aiw%R2mX-J"
-        "nc9UUA7iem92Fq`YS6J!8YDX1W+c_wjrrpHU*rB2T)(l;yDeO3t$ARl&56TO@MkA>p_NoDP?7OjRje~&^2G$hTRb^)6<"
-        "J8a(d%xgLFNFd}g=2+dm1CV_gJY9pi(|XTlv=JAgis;L8aE=??2s(Uk-UmjaSmIgNMuqXT=^+f6Xn}|*rCeFU(Gdxloy"
-        "1F5aO7vW(0LMdpCl;&)GsUd!M8$zlO#agM9)A2}83FhyOFQz8RGGmmwsg43dz5vWRKJqk#VGkuFg`u$}^F&$=Hs0kXO"),
-    4: (
-        "c-"
-        "oDT&r8EF6vxxGWpko#s5sDrh{(L`ARasjP6Q7ID|qo((k(O9whL{F_8{nGPRPyIf6l+c|6rzToWCx<Lq6}3_rA$Dd9?C"
-        "3RK^3erO^Yqd^7X{-|Iwa$TOGwz1x6-"
-        "Y&u1G9LFTPiV5d5hF92qf?}$cq+Tx|NdnTIPJygOeNyzQCTS;(a0=MO)<{*uxUYt#aia3R$kYz2eP*h=GB|*j@iSaP8="
-        "KNN1jljCCMu>2MglxpCqXd0bHk8u7|ZqYrqlCW68P6qNF(8TnV<>aM(Wikvp_%M{YWR>5;e_+=89%Zb3=1eb4znubElh"
-        "MXhmt$kc$kMRX!4{vO1f`2%95d3v7`sv8M96|K*jf{&mXM#;jFXsOtOY=b!q<;J0?A)Rx96l<NN8Kh@{Hy^o0uWT6VOQ"
-        "Qn++Ap=qTnI-7GfVA@gqjSP9"),
-}
-
-
-@pytest.mark.parametrize("protocol", JOBLIB)
-def test_arrays_that_joblib_wrote(protocol):
-    """They come back as they were, in either memory order, and so does what follows them."""
-    arrays = {"c": np.arange(12.0).reshape(3, 4), "empty": np.zeros((0, 3), np.float32),
-              "f": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)), "after": "text"}
-    content = zlib.decompress(base64.b85decode(JOBLIB[protocol]))
-    assert same(arrays, safe_unpickle(content))
-    for cut in range(10, len(content), 37):
-        with pytest.raises(UnsafeFileError):
-            safe_unpickle(content[:cut])
 
 
 # --------------------------------------------------------------------------------------- hostile

@@ -55,15 +55,6 @@ def test_read_image_composites_transparency_on_white(tmp_path):
     assert (read_image(tmp_path / "palette.png") == 255).all()
 
 
-def test_read_image_scales_sixteen_bits(tmp_path):
-    """16-bit grey spans 0..255 by value / 257, and is not clipped at 255."""
-    values = np.linspace(0, 65535, 48).round().astype(np.uint16).reshape(6, 8)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    write_png(tmp_path / "x.png", (8, 6), 16, 0, rows)
-    image = read_image(tmp_path / "x.png")
-    np.testing.assert_array_equal(image, np.repeat((values / 257).round()[..., None], 3, 2))
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 
@@ -176,18 +167,11 @@ def test_detections_of_a_data_set_lie_as_its_pictures_do(tmp_path):
 
 BAD_FILES = {
     "broken": ('{"people": [', "not OpenPose's JSON"),
-    "deep": ("[" * 100_000, "not OpenPose's JSON"),
     "number": (3, "not OpenPose's JSON"),
-    "list": ([{"image_id": 1, "keypoints": flat(17)}], "not OpenPose's JSON"),
-    "object": ({"pictures": []}, "not OpenPose's JSON"),
     "people is a number": ({"people": 3}, "not OpenPose's JSON"),
-    "people of numbers": ({"people": [1, 2]}, "not OpenPose's JSON"),
     "nobody": ({"people": []}, "no people"),
     "hands only": ({"people": [{"hand_left_keypoints_2d": flat(21)}]}, "no people"),
     "21 keypoints": ({"people": [{"pose_keypoints_2d": flat(21)}]}, "63 numbers.*17"),
-    "50 numbers": ({"people": [{"pose_keypoints_2d": flat(17)[:-1]}]}, "50 numbers"),
-    "nested": ({"people": [{"pose_keypoints_2d": [flat(25)]}]}, "75 numbers"),
-    "words": ({"people": [{"pose_keypoints_2d": ["a"] * 75}]}, "not OpenPose's JSON"),
     "null": ({"people": [{"pose_keypoints_2d": [None] * 75}]}, "not finite"),
     "fractions": ({"people": [{"pose_keypoints_2d": [0.4, 0.5, 1.0] * 25}]}, "expected pixels"),
     "NaN": ('{"people": [{"pose_keypoints_2d": [NaN, 5, 1' + ", 0" * 72 + "]}]}", "not finite"),

@@ -16,9 +16,7 @@ from PIL import Image
 import bodymodels
 from hmr_adapter import arm_pose, crop_hands
 from sets.augmentation import Augmentation
-from sets.body_sets import RICH
 from sets.crops import body_box
-from sets.hand_sets import InterHand
 from sets.images import read_image
 from sets.official import (
     OWN,
@@ -30,6 +28,7 @@ from sets.official import (
     relabelled,
     to_records,
 )
+from sets.readers import RICH, InterHand
 from tasks.hmr_adapter import sharpest
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
@@ -57,7 +56,7 @@ def test_hand_samples_keep_the_contract(folders, models, name):
         sample = dataset[index]
         assert layout(sample) == CONTRACT | IMAGE
         assert same(sample, pickle.loads(pickle.dumps(dataset))[index])  # as workers get it
-        if not dataset.record(index)["K"].any():
+        if not dataset.records(index)["K"].any():
             continue
         assert_projects(sample, atol=1e-2)
         inside = sample["keypoints_2d"][sample["keypoints_valid"] > 0]
@@ -163,19 +162,6 @@ def test_annotation_is_packed_again_for_other_models(fresh, models, tmp_path, na
     assert paths[0] == paths[1] != paths[2]
 
 
-@pytest.mark.parametrize("name,file", [("freihand", "MANO_RIGHT"), ("h36m-smplx", "SMPLX_NEUTRAL"),
-                                       ("arctic", "SMPLX_FEMALE")])
-def test_a_damaged_body_model_is_named(fresh, models, tmp_path, name, file):
-    """The data set is not blamed for it."""
-    root, path = fresh(name), shutil.copytree(models, tmp_path / "models") / f"{file}.npz"
-    path.write_bytes(path.read_bytes()[:999])
-    with pytest.raises(ValueError, match=f"^body model .*{file}.npz cannot be used"):
-        tiny.READERS[name](root, models=path.parent)
-    np.savez(path, v_template=np.zeros((5, 3)))  # another file's content
-    with pytest.raises(ValueError, match=f"^body model .*{file}.npz cannot be used"):
-        tiny.READERS[name](root, models=path.parent)
-
-
 @pytest.mark.parametrize("name", tiny.READERS)
 def test_a_missing_picture_is_named(fresh, models, monkeypatch, name):
     """A missing picture is an error that names it, when it is asked for. A root may be relative."""
@@ -184,7 +170,7 @@ def test_a_missing_picture_is_named(fresh, models, monkeypatch, name):
     dataset = opened(name, name, models)
     monkeypatch.chdir(root)
     assert dataset[0]["image"].shape == (3, 32, 32)
-    path = root / dataset.record(0)["image"].decode()
+    path = root / dataset.records(0)["image"].decode()
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
         dataset[0]

@@ -1,12 +1,15 @@
 """Rendered bodies and people: exact labels, determinism, boxes, outfits, augmentation."""
 
+import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from body_samples import BODY
-from hand_samples import assert_projects
+from hand_samples import ROOT, assert_projects
 from hypothesis import given
 from hypothesis import strategies as st
 from people_samples import (
@@ -27,9 +30,8 @@ from PIL import Image
 
 import bodymodels as bm
 import data
-from sets import crops, rendered_bodies
+from sets import crops, painting, rendered_bodies
 from sets.augmentation import Augmentation
-from sets.painting import project_surface
 
 RECIPES = {name: data.AUGMENTATIONS[name] for name in ("official_hmr", "rendered_bodies")}
 
@@ -64,6 +66,35 @@ def test_extreme_crops_show_a_part():
             for key in range(30)]
     assert all(after >= 3 for _, after in kept)
     assert np.mean([after < before for before, after in kept]) > 0.6
+
+
+def test_another_process_renders_the_same_bits():
+    """The textures that a process draws once do not depend on what it drew before."""
+    program = ("import hashlib, torch; torch.set_num_threads(1);"
+               "from sets.rendered_bodies import RenderedBodies;"
+               "d = RenderedBodies('train', 48, length=30);"
+               "print(hashlib.sha256(b''.join(d.render(i).tobytes() for i in range(9)))"
+               ".hexdigest())")
+    other = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True,
+                           capture_output=True, text=True).stdout.strip()
+    records = {i: bodies().render(i).tobytes() for i in reversed(range(9))}
+    assert hashlib.sha256(b"".join(records[i] for i in range(9))).hexdigest() == other
+
+
+def test_held_out_photographs_are_never_in_training():
+    """Training and test share no photograph; a fifth is held out; the list names every file."""
+    files = {path.stem for path in (bm.ASSETS / "backgrounds").glob("*.jpg")}
+    assert set(painting.TEST_PHOTOGRAPHS) | set(painting.SURFACES) <= files
+    assert len(painting.TEST_PHOTOGRAPHS) / len(files) == pytest.approx(0.2, abs=0.03)
+    listed = (bm.ASSETS / "README.md").read_text()
+    assert all(f"`{name}`" in listed for name in files)
+    used = {}
+    for split in ("train", "test"):
+        surfaces = painting.textures(split)[6 * painting.COPIES:]  # after the drawn ones
+        used[split] = {picture.tobytes() for picture in (*painting.photographs(split), *surfaces)}
+    assert not used["train"] & used["test"]
+    assert len(used["train"] | used["test"]) == len(files)
+    assert len(used["test"]) == len(painting.TEST_PHOTOGRAPHS)
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +209,6 @@ def test_nothing_is_known_outside_the_picture():
     assert image[:24, 16:].any(-1).mean() > 0.9
 
 
-def test_left_hands_are_painted_mirrored():
-    """The left hand's crop is the mirror image of what its view shows."""
-    person = person_of(2)
-    image = person.paint_hand(1, 32)[0]
-    center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[1]])
-    plain, _ = person.paint(crops.crop_homography(center, side, 32), 32)
-    assert np.array_equal(image, plain[:, ::-1])
-
-
 def test_occlusion_changes_the_shapes_alone():
     """People, clothes and cameras stay; hands that are covered are seen less, others as before."""
     clear, covered = people(occlusion=0.0), people(occlusion=1.0)
@@ -213,7 +235,7 @@ def test_visible_share_of_a_hand():
     assert person.paint_hand(0, 64)[3] > 0.98
     center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[0]])
     view = crops.crop_homography(center, side, 64)
-    pixels = project_surface(person.surface, view @ person.scene.K)
+    pixels = painting.project_surface(person.surface, view @ person.scene.K)
     hand = bm.rasterize(pixels, rendered_bodies.hand_faces()[0], (64, 64))[0] >= 0
     shares = []
     for seed in range(6):

@@ -28,7 +28,7 @@ from torch import nn
 import data
 import simplehand
 import train
-from sets import body_sets
+from sets import readers
 from tasks.files import add_row, add_scores, claim, cut_table, draw_curves
 from tasks.ranks import share_batch_norm
 from tasks.settings import SIMPLEHAND, Settings
@@ -756,7 +756,7 @@ def test_the_commands_for_real_data_are_understood():
         command in re.findall(r"^torchrun .* train\.py (.*)$", text, re.MULTILINE))
     assert {simplehand.preset, tokenizer.preset, transformer.preset, hand.preset} == {"paper"}
     assert (transformer.data, transformer.protocol) == ("genhmr-sd", "3dpw_lsp14")
-    assert body_sets.ThreeDPW.DETECTED and 20 in train.TASKS[transformer.name].REFINEMENTS
+    assert readers.ThreeDPW.DETECTED and 20 in train.TASKS[transformer.name].REFINEMENTS
 
 
 @pytest.mark.parametrize("name", [

@@ -1,7 +1,16 @@
-"""Readers of pictures of bodies: 3DPW, EMDB, Human3.6M, BEDLAM, RICH, ARCTIC, EHF."""
+"""Readers of pictures of hands and bodies in the official layouts of their data sets.
+
+    FreiHAND, DexYCB, InterHand                              hands
+    ThreeDPW, ThreeDPWMoon, ThreeDPWHMR2, EMDB               bodies, out of doors
+    Human36M, Human36MSMPLX, Human36MHMR2, BEDLAM, RICH, ARCTIC, EHF   bodies
+    HMRShards, HaMeRShards                                   tar files of HMR2.0 and of HaMeR
+"""
 
 from __future__ import annotations
 
+import itertools
+import tarfile
+import warnings
 from collections.abc import Iterator
 from os import fsdecode
 from pathlib import Path
@@ -14,11 +23,196 @@ from torch import Tensor
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets import official
-from sets.crops import inside
+from sets.crops import NUM_VERTICES, inside
+from sets.images import bytes_of
 
 SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
                "right_hand_pose")
 PLACED = {"has_pose": 1, "has_betas": 1, "has_transl": 1}
+
+
+class FreiHAND(official.Pictures):
+    """FreiHAND (Zimmermann et al. 2019), version 2, in its official layout.
+
+    root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
+    (green screen, homogenised, sample, auto): picture = background * N + id, with one annotation
+    for each id; it is packed once for each picture (1.4 GB). N comes from the files (32,560), so
+    that a smaller folder works too; evaluation has 3,960 pictures.
+
+    Both splits need xyz and verts. Without augmentation the crop is the box of the true keypoints
+    x 1.25, as in the papers. Poses need `models`, for MANO's mean hand; their orientation is taken
+    as the camera's, as in the data set's own tools.
+
+    K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
+    less than the error of the annotation. Joints are the stored xyz, not regressed ones.
+    """
+
+    SPLITS = {"train": "training", "evaluation": "evaluation"}
+    SOURCES = ("{split}_K.json", "{split}_xyz.json", "{split}_verts.json", "{split}/rgb/")
+    OPTIONAL = ("{split}_mano.json",)
+    JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    FIELDS = [("vertices", np.float32, (NUM_VERTICES, 3))]
+    HOME = "freihand.informatik.uni-freiburg.de"
+    BACKGROUNDS = {"train": 4, "evaluation": 1}
+
+    def rows(self) -> Iterator[dict]:
+        split, poses = self.SPLITS[self.split], {}
+        for path in self.sources[f"{split}_mano.json"]:
+            mano = np.asarray(self.json(path), np.float32).reshape(-1, 61)
+            poses = {"betas": mano[:, 48:58], "has_betas": 1}
+            poses |= self.hand_pose(mano[:, :48], "right")
+        K, xyz, vertices = (np.asarray(self.json(f"{split}_{name}.json"), np.float32)
+                            for name in ("K", "xyz", "verts"))
+        for start in range(0, self.BACKGROUNDS[self.split] * len(K), len(K)):
+            yield poses | {
+                "image": [f"{split}/rgb/{start + number:08d}.jpg" for number in range(len(K))],
+                "side": 1, "K": K, "vertices": vertices,
+                "keypoints_3d": official.with_confidence(xyz),
+                "keypoints_2d": official.with_confidence(bodymodels.project(xyz, K))}
+
+    def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
+        return record["vertices"], 1.0
+
+
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file of plain data."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise OSError("YAML files need PyYAML: pip install pyyaml") from error
+    return yaml.safe_load(path.read_text())
+
+
+class DexYCB(official.Pictures):
+    """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
+
+    The splits are those of setup s0: every fifth sequence of a subject is not for training; of
+    these the first two subjects' are "val" and the others' "test". With `models`, joints and
+    keypoints are regressed from the true mesh with the right hand's regressor and TIPS, as the
+    protocol dexycb_s0 does with a prediction, so that a perfect mesh has no error. joint_3d of the
+    files, LBS joints with manopth's tips, which the official toolkit scores, is about 3 mm off.
+
+    Frames without a hand, all -1 in the files, are left out: 406,888 of s0's train and 78,768 of
+    its test split stay. person is the official number of the sample, which counts them.
+    pose_m holds 45 coefficients of the principal components of MANO's hand of the same side,
+    relative to its mean hand, in the camera's frame. The authors used MANO_LEFT without the
+    correction of its shapes, and so does this reader.
+    """
+
+    SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
+               "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
+    JOINTS, MODEL, HAND_SPACE, TIPS = "hand21", "mano", "pca", "manopth_right"
+    SEQUENCES = 100  # of each subject: the splits count them
+    HOME = "dex-ycb.github.io"
+    CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
+               "932122060861", "932122061900", "932122062010")
+
+    def annotated(self, index: int) -> dict[str, np.ndarray]:
+        source = super().annotated(index)
+        if not source["mesh_valid"]:
+            return source
+        joints = self.body(tips=self.TIPS).keypoint_regressor.numpy() @ source["vertices"]
+        keypoints = bodymodels.project(joints, source["K"])
+        return source | {"joints": joints, "keypoints_2d": keypoints, "keypoints_valid": inside(
+            keypoints, *source["image"].shape[1::-1])}
+
+    def rows(self) -> Iterator[dict]:
+        number = 0
+        for folder in sorted(self.root.glob("20*-subject-*")):
+            sequences = sorted(path for path in folder.iterdir() if path.is_dir())
+            self.reading = folder
+            if len(sequences) != self.SEQUENCES:
+                raise ValueError(f"{len(sequences)} sequences where the splits count "
+                                 f"{self.SEQUENCES}")
+            fifth = "val" if int(folder.name[-2:]) < 3 else "test"
+            for order, sequence in enumerate(sequences):
+                if self.split != ("train" if order % 5 != 4 else fifth):
+                    continue
+                meta = read_yaml(self.file(sequence / "meta.yml"))
+                for serial in self.CAMERAS:
+                    if serial in map(str, meta["serials"]):
+                        yield from self._camera(sequence, serial, meta, number)
+                        number += meta["num_frames"]
+
+    def _camera(self, sequence: Path, serial: str, meta: dict, number: int) -> Iterator[dict]:
+        """Yield the frames of one camera in one sequence that show the hand."""
+        color = read_yaml(self.file(f"calibration/intrinsics/{serial}_640x480.yml"))["color"]
+        betas = read_yaml(self.file(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml"))["betas"]
+        labels = [official.read_npz(self.file(sequence / serial / f"labels_{frame:06d}.npz"),
+                                    "pose_m", "joint_3d", "joint_2d")
+                  for frame in range(meta["num_frames"])]
+        pose, joints, keypoints = (np.concatenate(arrays) for arrays in zip(*labels, strict=True))
+        frames = np.flatnonzero((joints != -1).any((1, 2)))
+        if not len(frames):
+            return
+        keypoints = official.with_confidence(keypoints[frames])
+        folder = (sequence / serial).relative_to(self.root).as_posix()
+        yield official.boxes_around(keypoints) | {
+            "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
+            "image_size": (640, 480),
+            "K": official.intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
+            "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints[frames]),
+            "betas": betas, "has_betas": 1, "transl": pose[frames, 48:], "has_transl": 1,
+            "side": int(meta["mano_sides"][0] == "right"), "person": number + frames,
+        } | self.hand_pose(pose[frames, :48], meta["mano_sides"][0])
+
+
+class InterHand(official.Pictures):
+    """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
+
+    Each hand is a sample; each of an interacting pair has the box of its own projected joints. As
+    in the authors' loader, a hand without a valid wrist has no valid joint; it is left out.
+
+    joint_3d is in millimetres of the world, tip to base. MANO's fits (NeuralAnnot; many frames have
+    none) are in metres of the world, relative to the mean hand, and made with the corrected
+    MANO_LEFT. camera.json holds positions of cameras, not translations.
+    """
+
+    SOURCES = tuple(f"annotations/{{split}}/InterHand2.6M_{{split}}_{name}.json"
+                    for name in ("data", "camera", "joint_3d", "MANO_NeuralAnnot"))
+    JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    LEFT_OPTIONS = {"fix_left_shapedirs": True}
+    HOME = "mks0601.github.io/InterHand2.6M"
+
+    def rows(self) -> Iterator[dict]:
+        data, cameras, joints, manos = (self.json(paths[0]) for paths in self.sources.values())
+        pictures = {item["id"]: item for item in data["images"]}
+        for item in data["annotations"]:
+            picture = pictures[item["image_id"]]
+            capture, frame = str(picture["capture"]), str(picture["frame_idx"])
+            camera = [np.array(cameras[capture][name][str(picture["camera"])])
+                      for name in ("campos", "camrot", "focal", "princpt")]
+            fits = manos.get(capture, {}).get(frame, {})
+            points = np.reshape(joints[capture][frame]["world_coord"], (2, 21, 3))
+            valid = np.reshape(item["joint_valid"], (2, 21)).astype(np.float64)
+            for number, side in enumerate(("right", "left")):
+                if item["hand_type"] in (side, "interacting"):
+                    row = self._hand(side, camera, points[number], valid[number], fits.get(side))
+                    if row["keypoints_3d"][0, 3]:
+                        yield row | {
+                            "image": f"images/{self.split}/{picture['file_name']}",
+                            "image_size": (picture["width"], picture["height"]),
+                            "person": item["id"]}
+
+    def _hand(self, side: str, camera: list[np.ndarray], world: np.ndarray, valid: np.ndarray,
+              fit: dict | None) -> dict:
+        """Return the columns of a hand: joints (21, 3) in the world, their validity, a fit."""
+        order = bodymodels.joint_indices("interhand21", "hand21")
+        position, R, focal, center = camera
+        t, K = -R @ position / 1000, official.intrinsics(focal, center)
+        points, valid = world[order] / 1000 @ R.T + t, valid[order]
+        pixels = bodymodels.project(np.where(valid[:, None] > 0, points, 1.0), K)
+        keypoints = official.with_confidence(pixels, valid)
+        row = official.boxes_around(keypoints) | {
+            "K": K, "keypoints_3d": official.with_confidence(points, valid),
+            "keypoints_2d": keypoints, "side": int(side == "right"),
+            "world_to_camera": np.column_stack([R, t])}
+        if fit:
+            pose = np.array(fit["pose"]).reshape(1, 16, 3)
+            pose[:, 0] = official.rotate_root(R, pose[:, 0])
+            row |= self.hand_pose(pose, side) | {
+                "betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
+        return row
 
 
 class ThreeDPW(official.Pictures):
@@ -334,7 +528,7 @@ class ARCTIC(official.Pictures):
     SPLITS = {"val": "val", "train": "train"}
     SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
                "raw_seqs/s*/*.smplx.npy")
-    JOINTS, MODEL, INTERVAL, NEEDS_MODELS = "smplx76", "smplx", 10, True
+    JOINTS, MODEL, INTERVAL = "smplx76", "smplx", 10
     HOME = "arctic.is.tue.mpg.de"
     TRIM = 10  # pictures at either end
 
@@ -409,3 +603,101 @@ class EHF(official.Pictures):
         unknown = torch.full((1, len(model.parents), 4, 4), torch.nan)
         return (bodymodels.BodyOutput(vertices, model.J_regressor @ vertices, unknown), model,
                 torch.zeros(3))
+
+
+def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Yield the keys of a tar file, each with {extension: (first byte, number of bytes)}.
+
+    Members whose names agree up to the first dot of the base name belong to one key.
+    """
+    with tarfile.open(path, "r:") as archive:
+        files = (member for member in archive if member.isfile())
+
+        def key(member: tarfile.TarInfo) -> str:
+            folder, slash, base = member.name.rpartition("/")
+            return folder + slash + base.partition(".")[0]
+
+        for name, members in itertools.groupby(files, key):
+            yield name, {member.name.rpartition("/")[2].partition(".")[2]:
+                         (member.offset_data, member.size) for member in members}
+        if bytes_of(path, archive.offset, 512).read() != bytes(512):  # tarfile would just stop
+            raise ValueError(f"damaged or cut off at byte {archive.offset}")
+
+
+class HMRShards(official.Pictures):
+    """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
+
+    Tar files 000000.tar, ... of one training set in a folder. A key has a picture, data.pyd, which
+    is a pickled list of the people in it, and perhaps detection.npz with their masks, which is not
+    read. scale is the box's width and height / 200; the crop of a body shows that box. Pictures
+    stay in the shards. A damaged key is left out with a warning, a damaged shard is an error.
+
+    Of HMR2.0's filters (see `person`) SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS
+    whose layout and threshold are not documented. HMR2.0 leaves out nine bad pictures of AI
+    Challenger by name; here they stay.
+    """
+
+    SPLITS, SOURCES = {"train": ""}, ("*.tar",)
+    JOINTS, POSE = "hmr44", "body_pose"
+    UNIT = 200 / official.BOX_MARGIN  # pixels of a box whose scale is 1
+    HOME = "github.com/shubham-goel/4D-Humans"
+
+    def rows(self) -> Iterator[np.ndarray]:
+        for path in self.first_sources():
+            for key, parts in shard_items(self.file(path.name)):
+                picture = next((parts[name] for name in ("jpg", "jpeg", "png") if name in parts),
+                               None)
+                if picture is None:
+                    continue
+                try:
+                    people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
+                    place = {"image": path.name, "part": picture}
+                    records = [
+                        official.to_records(row | place | {"person": number}, self.dtype)
+                        for number, row in enumerate(map(self.person, people)) if row]
+                except Exception as error:  # damaged files raise almost any error
+                    warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
+                else:
+                    yield from records
+
+    def person(self, person: dict) -> dict | None:
+        """Return the columns of a person or a hand after the filters of HMR2.0's and HaMeR's code.
+
+        Keypoints of confidence below 0.3 do not count. Those with four keypoints or fewer, or a
+        reprojection loss of 31,000 or more, are left out: None. A pose is used only with its shape,
+        and not if a coefficient exceeds 3. An unknown shape becomes the mean.
+        """
+        losses = person.get("extra_info", {}).get("fitting_loss", {})
+        losses = losses.item() if isinstance(losses, np.ndarray) else losses
+        keypoints = np.array(person["keypoints_2d"], np.float64)
+        keypoints[keypoints[:, 2] < 0.3] = 0
+        if (keypoints[:, 2] > 0).sum() <= 4 or (losses.get("reprojection_loss") or 0) >= 31_000:
+            return None
+        betas = np.array(person["betas"], np.float64)
+        known = (float(np.asarray(person[f"has_{self.POSE}"])) > 0
+                 and float(np.asarray(person["has_betas"])) > 0 and np.abs(betas).max() <= 3)
+        side = int(np.asarray(person["right"])) if self.MODEL == "mano" else -1
+        return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"], "side": side,
+                "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * self.UNIT,
+                "pose": np.reshape(person[self.POSE], (-1, 3)), "betas": betas * known,
+                "has_pose": known, "has_betas": True}
+
+
+class HaMeRShards(HMRShards):
+    """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
+
+    hand_pose is absolute, according to HaMeR's layer and its author's answers (not seen in a real
+    shard). K is unknown: the crop's camera is a guess, and joints may be relative to the wrist. The
+    crop is made around the keypoints, not with `scale`. The files and filters are HMRShards'.
+    """
+
+    JOINTS, MODEL, POSE, UNIT = "hand21", "mano", "hand_pose", 200
+    HOME = "github.com/geopavlakos/hamer"
+    LEFT_OPTIONS = {"fix_left_shapedirs": True}
+
+
+READERS: dict[str, type[official.Pictures]] = {
+    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "3dpw": ThreeDPW,
+    "3dpw-moon": ThreeDPWMoon, "3dpw-hmr2": ThreeDPWHMR2, "emdb": EMDB, "h36m": Human36M,
+    "h36m-smplx": Human36MSMPLX, "h36m-hmr2": Human36MHMR2, "hmr2-tars": HMRShards,
+    "hamer-tars": HaMeRShards, "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
