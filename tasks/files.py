@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -67,6 +67,16 @@ def read_run(path: Path) -> dict[str, object] | None:
     return run
 
 
+def read_content(path: Path) -> dict[str, object]:
+    """Read the content of a checkpoint of train.py; empty for one of another program."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # readable, since the model has been loaded: objects of another program
+        return {}
+    ours = isinstance(content, dict) and "config" in content and "name" in content
+    return content if ours else {}
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, and the second after a colon."""
     first, *others = str(error).strip().split("\n")
@@ -92,13 +102,8 @@ def cut_table(path: Path, step: int) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    write_table(path, rows)
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a csv file as a whole; "nan" for what a row does not have."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), "nan")
+    writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
     writer.writerows(rows)
     bodymodels.write_atomically(path, text.getvalue().encode())
@@ -107,17 +112,15 @@ def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 def add_row(path: Path, row: Mapping[str, float]) -> None:
     """Write a row at the end of a csv file, at once; a new file begins with the names.
 
-    A resumed run may have other terms: its file then gets more columns.
+    Terms that only a resumed run has are not written.
     """
-    texts, names = {name: f"{value:.9g}" for name, value in row.items()}, []
-    if path.exists():
-        with open(path, newline="") as file:
-            names = next(csv.reader(file), [])
-    if not set(texts) <= set(names):
-        write_table(path, [*read_table(path), texts])
-        return
-    with open(path, "a", newline="") as file:
-        csv.DictWriter(file, names, "nan").writerow(texts)
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        names = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, names or list(row), "nan", "ignore")
+        if names is None:
+            writer.writeheader()
+        writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
 
 
 def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:

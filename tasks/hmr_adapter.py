@@ -38,7 +38,7 @@ from tasks.base import (
     load_regressor,
     photo_of,
 )
-from tasks.settings import HMR_ADAPTER, HMR_EXPERT, RunConfig, own_overrides, suitable_preset
+from tasks.settings import HMR_ADAPTER, HMR_EXPERT, own_overrides, suitable_preset
 from weights.files import require
 from weights.hmr_adapter import (
     expert_of,
@@ -83,7 +83,7 @@ class PeopleTask(Task):
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
     @classmethod
-    def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+    def adapt(cls, config: object, arguments: argparse.Namespace) -> object:
         """The config with that of the given expert."""
         if not cls.ADAPTS or not arguments.expert:
             return config
@@ -105,7 +105,7 @@ class PeopleTask(Task):
         require(arguments.eval or config.inject != "none" or config.trainable != "adapter",
                 "inject=none leaves nothing to train: set trainable=head or all")
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of rendered people, or of official data."""
         config, settings, training = self.config, self.settings, split == "train"
         size = config.body_size if training else settings.test_body_size or config.body_size
@@ -114,7 +114,7 @@ class PeopleTask(Task):
             return self.official(split, size, hand_size=hand_size, models=self.arguments.models,
                                  augmentation=settings.augmentation if training else None,
                                  detail=1 if training else self.DETAIL)
-        return self.rendered(data.RenderedPeople, split, size, length, occlusion=OCCLUDED,
+        return self.rendered(data.RenderedPeople, split, size, occlusion=OCCLUDED,
                              hand_size=hand_size, lens_size=max(128, size))
 
     def build(self) -> nn.Module:
@@ -204,28 +204,25 @@ class HandExpertTask(PeopleTask):
         found = {name: {"points": self.hands(output).unflatten(0, (-1, 2))}
                  for name, output in self.outputs(model, batch).items()}
         return Predictions(batch["index"], found, {
-            "points": self.true_hands(batch), "valid": batch["hand_valid"],
+            "points": self.from_wrist(batch["hand_vertices"]), "valid": batch["hand_valid"],
             "visible": batch["hand_visible"]})
 
     def hands(self, output: Output) -> Tensor:
         """Return joints and vertices (B, 21 + 778, 3) relative to the wrist."""
-        vertices = self.hand(output["betas"], output["hand_pose"]).vertices
-        joints = torch.einsum("jv,bvc->bjc", self.hand.keypoint_regressor, vertices)
-        return torch.cat([joints, vertices], 1) - joints[:, :1]
+        return self.from_wrist(self.hand(output["betas"], output["hand_pose"]).vertices)
 
-    def true_hands(self, batch: Batch) -> Tensor:
-        """Return the same of the true hands: (B, 2, 21 + 778, 3).
+    def from_wrist(self, vertices: Tensor) -> Tensor:
+        """Return joints and vertices (..., 21 + 778, 3) relative to the wrist; of true hands, too.
 
-        Joints are regressed from the mesh, as the predicted ones (SMPLer-X): those of the skeleton,
-        with which the networks learn, are about 3 mm away.
+        Joints are regressed from the mesh (SMPLer-X): those of the skeleton, with which the
+        networks learn, are about 3 mm away.
         """
-        vertices = batch["hand_vertices"]
-        joints = torch.einsum("jv,bhvc->bhjc", self.hand.keypoint_regressor, vertices)
-        return torch.cat([joints, vertices], 2) - joints[:, :, :1]
+        joints = torch.einsum("jv,...vc->...jc", self.hand.keypoint_regressor, vertices)
+        return torch.cat([joints, vertices], -2) - joints[..., :1, :]
 
     def points(self, batch: Batch) -> Tensor:
         """Return the same of all true hands that are in the picture."""
-        return self.true_hands(batch)[batch["hand_valid"] > 0]
+        return self.from_wrist(batch["hand_vertices"])[batch["hand_valid"] > 0]
 
     def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
         """Joints and vertices of both hands of all people, one after another."""
@@ -370,23 +367,10 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
-        truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
-        if self.data == "rendered":
-            box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
-            inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
-            truth["knuckles_found"] = torch.where(
-                batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
         betas = self.shape(output)
-        return Predictions(batch["index"], {
-            name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
-
-    def notes(self, predictions: Predictions) -> str:
-        """Also print the share of true knuckles that lie in the hand boxes of the body expert."""
-        text = super().notes(predictions)
-        if "knuckles_found" not in predictions.truth:
-            return text
-        share = np.nanmean(predictions.truth["knuckles_found"])
-        return f"{text}{share:.1%} of the true knuckles are in the predicted hand boxes.\n"
+        return Predictions(
+            batch["index"], {name: {"pose": pose, "betas": betas} for name, pose in poses.items()},
+            {"pose": batch["body_pose"], "betas": self.shape(batch)})
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""

@@ -21,7 +21,7 @@ from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks.base import Batch, Mesh, Predictions, Scores, Task, Terms, better, photo_of
 from tasks.settings import SIMPLEHAND
-from weights.files import require, without_settings
+from weights.files import require
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
@@ -53,8 +53,7 @@ class SimpleHandTask(Task):
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
         """Make the config with these fields, of the class that has them."""
-        kind = weights.simplehand.config_class(fields)
-        return kind(**without_settings(fields, kind))
+        return weights.simplehand.config_class(fields)(**fields)
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -70,11 +69,11 @@ class SimpleHandTask(Task):
             return replace(config, steps=100 * DEXYCB_IMAGES // config.batch_size)
         return config
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of the chosen data."""
         config, views, training = self.config, self.settings.views, split == "train"
         if self.data == "rendered":
-            return self.rendered(data.RenderedHands, split, config.image_size, length,
+            return self.rendered(data.RenderedHands, split, config.image_size,
                                  in_plane=180.0 if views == 90.0 else views)
         augmentation = "official_simplehand" if training else None
         if config.official:  # weights of the release have seen its crops

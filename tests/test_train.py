@@ -31,7 +31,7 @@ import train
 from sets import body_sets
 from tasks.files import add_row, add_scores, claim, cut_table, draw_curves
 from tasks.ranks import share_batch_norm
-from tasks.settings import SIMPLEHAND, Settings
+from tasks.settings import SIMPLEHAND, Settings, override
 from tasks.simplehand import SimpleHandTask
 from weights.simplehand import load_checkpoint
 
@@ -118,7 +118,7 @@ def assert_same_state(first, second):
         assert torch.equal(*(each.flatten().view(torch.uint8) for each in (first, second)))
     elif isinstance(first, dict):
         assert first.keys() == second.keys()
-        for name in first.keys() - {"seconds", "files"}:
+        for name in first.keys() - {"seconds", "flags"}:
             assert_same_state(first[name], second[name])
     elif isinstance(first, list | tuple):
         assert len(first) == len(second)
@@ -187,7 +187,7 @@ def test_checkpoints_are_complete_and_the_best_weights_are_kept(finished):
     assert best["step"] == min(errors, key=errors.get)
     assert best["scores"]["SimpleHand"]["PA-MPJPE"] == pytest.approx(min(errors.values()))
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert {"model", "optimizer", "scaler", "step", "position", "config", "preset", "files",
+    assert {"model", "optimizer", "scaler", "step", "position", "config", "preset", "flags",
             "torch", "baseline"} <= set(checkpoint)
     assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
     for name in ("best.pt", "checkpoint.pt"):
@@ -301,7 +301,7 @@ def test_an_existing_run_is_not_overwritten(finished, cache, capsys, undrawn):
         ([], {"steps": 24, "batch_size": 4}, "differs in batch_size, steps"),
         (["--resume", "--preset", "paper"], {}, "differs in preset"),
         (["--data", "freihand"], {}, "differs in data"),
-        (["--checkpoint", out / "best.pt"], {}, "differs in --checkpoint"),
+        (["--checkpoint", out / "best.pt"], {}, "differs in checkpoint"),
     ):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(cache, out, *extra, **fields))
@@ -444,8 +444,8 @@ def test_an_error_of_a_data_process_is_its_last_line():
 
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
-    """Rows of later steps and torn ones go; without rows the names are written again. Other terms
-    of a resumed run get columns."""
+    """Rows of later steps and torn ones go; without rows the names are written again. Terms that
+    only a resumed run has are left out."""
     path = tmp_path / "log.csv"
     for step in range(1, 6):
         add_row(path, {"step": step, "loss": 1 / step})
@@ -458,7 +458,7 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
     add_row(path, {"step": 1, "loss": 1.0})
     add_row(path, {"step": 2, "other": 3.0})
     add_row(path, {"step": 3, "loss": 2.0})
-    assert path.read_text() == "step,loss,other\n1,1,nan\n2,nan,3\n3,2,nan\n"
+    assert path.read_text() == "step,loss\n1,1\n2,nan\n3,2\n"
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
@@ -623,7 +623,7 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         "gloo", rank=0, world_size=1, store=torch.distributed.FileStore(str(tmp_path / "store"), 1))
     try:
         own, reference = (nn.Sequential(nn.BatchNorm2d(5)) for _ in range(2))
-        share_batch_norm(own, train.World())
+        share_batch_norm(own, torch.device("cpu"))
         x = (1e3 + torch.randn(4, 5, 6, 7)).requires_grad_()
         weight, results = torch.randn(4, 5, 6, 7), []
         for norm in (own, reference):
@@ -633,7 +633,7 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(own.eval()(x), reference.eval()(x))
-        norm = share_batch_norm(nn.BatchNorm2d(5), train.World())
+        norm = share_batch_norm(nn.BatchNorm2d(5), torch.device("cpu"))
         assert norm(torch.randn(4, 5, 6, 7).bfloat16()).dtype == torch.bfloat16
         assert norm.running_mean.dtype == torch.float32 and norm.running_mean.abs().min() > 0
     finally:
@@ -705,21 +705,19 @@ def test_learning_rate_golden_values():
 @pytest.mark.parametrize(("assignment", "message"), [
     ("banana=1", "--set banana=1: expected FIELD=VALUE with a field of: image_size, official, "),
     ("steps=many", "'many' is not of type int; by default steps is 12"),
-    ("steps=0", "steps is 0: expected at least 1, finite"),
+    ("steps=0", "steps is 0: expected at least 1"),
     ("official=yes", "'yes' is not of type bool"),
-    ("schedule=linear", "expected one of constant, step, cosine"),
     ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
-    ("embed_dims=8,-8,16,32", "embed_dims is 8,-8,16,32"),
-    ("learning_rate=inf", "learning_rate is inf"), ("gradient_clip=nan", "gradient_clip is nan"),
+    ("schedule=linear", "expected one of constant, step, cosine"),
     ("lean=3", "expected FIELD=VALUE with a field of: image_size, "),  # of bodies
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        train.overridden(CONFIG, SETTINGS, [assignment])
+        override([assignment], CONFIG, SETTINGS)
 
 
 @pytest.mark.parametrize("assignment", [
-    "embed_dims=0,0,0,0", "image_size=100", "accumulate=3"])
+    "embed_dims=0,0,0,0", "embed_dims=8,-8,16,32", "image_size=100", "accumulate=3"])
 def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     """Refused before any data are prepared; so is a batch that does not split."""
     with pytest.raises(SystemExit) as error:
