@@ -108,14 +108,11 @@ class Task(ABC):
     ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, names of train.FLAGS
     NEXT: ClassVar[str]  # the next command, with {checkpoint} and other flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
-    PRETRAINED: ClassVar[str] = ""  # weights from which the paper's backbone starts
-    BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     BASELINE: ClassVar[str] = "mean hand"  # name of the constant predictions in the table
     COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
     JOINTS: ClassVar[int] = 21  # of `points`, before the vertices
     PIECE: ClassVar[int] = 10**9  # samples whose meshes are in memory at a time
-    MOVED: ClassVar[Sequence[str]] = ()  # attributes that losses and predictions need on the device
 
     def __init__(self, config: object, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings) -> None:
@@ -201,10 +198,11 @@ class Task(ABC):
         """Build the model as training begins."""
 
     def to(self, device: torch.device) -> None:
-        """Move what losses and predictions need to a device, once."""
-        for name in self.MOVED:
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).to(device))
+        """Move what losses and predictions need to a device, once; scores are computed on the CPU.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, nn.Module) and name != "body":
+                value.to(device)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
@@ -332,7 +330,6 @@ class BodyTask(Task):
     BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
     JOINTS, PIECE = 24, 500
     BASELINE = "mean pose"
-    MOVED = ("light_body",)
     REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column "
               "the better one.\n")
 

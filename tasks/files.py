@@ -123,21 +123,22 @@ def add_row(path: Path, row: Mapping[str, float]) -> None:
         writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
 
 
-def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
-    """Write a row of scores.csv; returns whether its score `best` is the best so far."""
+def add_scores(out: Path, step: int, scores: Scores) -> bool:
+    """Write a row of scores.csv; returns whether its PA-MPJPE, else its MPJPE, is the least so far.
+    """
     path, row = out / "scores.csv", {"step": step, **next(iter(scores.values()), {})}
     rows = read_table(path)
     if step not in (int(other["step"]) for other in rows):
         add_row(path, row)
         print(f"\ntest at step {step}: " + "  ".join(
             f"{name} {value:.4g}" for name, value in list(row.items())[1:]), flush=True)
-    metric = next((name for name in row if name.endswith(best)), None)  # "clear PA-MPJPE", say
+    metric = next((name for end in ("PA-MPJPE", "MPJPE") for name in row if name.endswith(end)),
+                  None)  # "clear PA-MPJPE", say
     if metric is None:
         return False
-    sign = 1 if is_error(metric) else -1
-    before = [sign * float(other.get(metric, "nan")) for other in rows if int(other["step"]) < step]
-    least = min((value for value in before if not math.isnan(value)), default=math.inf)
-    return sign * float(f"{row[metric]:.9g}") < least  # NaN never is
+    before = [float(other.get(metric, "nan")) for other in rows if int(other["step"]) < step]
+    least = np.nanmin([math.inf, *before])
+    return float(f"{row[metric]:.9g}") < least  # NaN never is
 
 
 def score_table(scores: Scores) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -69,10 +68,12 @@ class PeopleTask(Task):
     ADAPTS = False  # whether the stage builds on an expert
     DETAIL = 1  # of OfficialPeople that are judged
 
-    @staticmethod
-    @abstractmethod
-    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
-        """Load an expert, also from inside an adapter or from a release."""
+    @classmethod
+    def load_expert(cls, file: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load HaMeR, SMPLer-X or one of our experts, also from inside an adapter."""
+        if issubclass(cls, HandExpertTask):
+            return load_hand_expert(file)
+        return load_body_expert(file, hand_mean=mean_hand(arguments))
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -156,7 +157,6 @@ class HandExpertTask(PeopleTask):
         "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
     NEXT = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
-    MOVED = ("hand",)
     INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
     REMARK = ("Hands relative to their wrists; occluded: less than half of it is visible. Mean "
@@ -168,11 +168,6 @@ class HandExpertTask(PeopleTask):
         self.hand = bodymodels.load_model("hand_right") if free else bodymodels.load_model(
             self.arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
-
-    @staticmethod
-    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
-        """Load HaMeR, or ours."""
-        return load_hand_expert(source)
 
     def pictures(self, batch: Batch) -> Tensor:
         """Return the crops (2 B, 3, S, S) of both hands."""
@@ -261,7 +256,7 @@ class HandAdapterTask(HandExpertTask):
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
-    DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
+    DETAIL, INPUTS = 4, ("images", "arm", "arm_valid")
     ARGUMENTS = "models", "expert", "guide"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
@@ -337,11 +332,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     BODY, FAMILY = "wholebody", "smplx"
     JOINTS, PIECE = 76, 200
     NEXT = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
-
-    @staticmethod
-    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
-        """Load SMPLer-X, or ours."""
-        return load_body_expert(source, hand_mean=mean_hand(arguments))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training."""

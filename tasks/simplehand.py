@@ -33,8 +33,6 @@ class SimpleHandTask(Task):
     Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = "hand", "backbone"
-    PRETRAINED = "ImageNet's"
-    MOVED = ("keypoint_regressor",)
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -45,9 +43,9 @@ class SimpleHandTask(Task):
         require(self.data != "dexycb" or Path(file).is_dir(), "--data dexycb has left hands, too: "
                 "give the folder of MANO_RIGHT and MANO_LEFT with --hand")
         tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
-        hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
-        self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
-        require(self.keypoint_regressor.shape[1] == simplehand.VERTICES,
+        self.hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
+        self.faces = self.hand.faces
+        require(len(self.hand.v_template) == simplehand.VERTICES,
                 f"{file}: expected a hand of {simplehand.VERTICES} vertices")
 
     @classmethod
@@ -91,7 +89,7 @@ class SimpleHandTask(Task):
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
         method = any_view if self.config.backbone == "unet" else simplehand
-        terms = method.losses(model(batch["image"]), batch, self.keypoint_regressor)
+        terms = method.losses(model(batch["image"]), batch, self.hand.keypoint_regressor)
         return method.total_loss(terms, self.config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
@@ -135,7 +133,7 @@ class SimpleHandTask(Task):
 
     def as_mesh(self, points: np.ndarray) -> Mesh:
         """Return meshes (N, 778, 3) and their 21 joints."""
-        regressor = self.keypoint_regressor.cpu().numpy()
+        regressor = self.hand.keypoint_regressor.cpu().numpy()
         return {"vertices": points, "joints": np.einsum("jv,nvc->njc", regressor, points)}
 
     def write(self, predictions: Predictions, out: Path) -> None:
