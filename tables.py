@@ -316,7 +316,7 @@ class Runs:
             return errors_of(scores, "expert", self.table.ours)
         errors = errors_of(scores, self.table.predictor, self.table.ours)
         config = json.loads((out / "results.json").read_text())["config"]
-        model = on_meta(self.tasks[self.table.stage].Config(**config))
+        model = on_meta(type(self.settings(self.table.stage)[0])(**config))
         errors[:, self.table.ours.index("parameters (M)")] = count(model, True) / 1e6
         return errors
 

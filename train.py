@@ -69,13 +69,16 @@ from tasks.files import (
     add_row,
     add_scores,
     claim,
+    comparisons,
     cut_table,
     draw_curves,
+    draw_predictions,
     first_line,
     read_content,
     read_run,
     save,
     score_table,
+    write_errors,
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
@@ -370,8 +373,9 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None = None,
     config = task.PRESETS[arguments.preset]
     settings = preset_settings(task.SETTINGS, arguments.preset, run)
     if run:
-        try:
-            config = task.config_from(run["config"])
+        try:  # the class with these fields: SimpleHand's presets have two
+            kinds = {frozenset(vars(preset)): type(preset) for preset in task.PRESETS.values()}
+            config = kinds.get(frozenset(run["config"]), type(config))(**run["config"])
         except TypeError as error:
             raise ValueError(f"the run in {arguments.out} has settings of another version of this "
                              f"code ({error}): start a new one with --out FOLDER") from error
@@ -509,7 +513,7 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         return
     if scores:
         print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
-              f"1.\n{task.REMARK}{task.notes(predictions)}")
+              f"1.\n{task.REMARK}{comparisons(task, predictions)}")
     else:
         print("\nno annotation to score against\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -517,6 +521,9 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
     if arguments.export:
         save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
     task.write(predictions, arguments.out)
+    draw_predictions(task, predictions, arguments.out / "predictions.png")
+    if predictions.errors:
+        write_errors(predictions, arguments.out / "errors.npz")
     if not arguments.eval:
         draw_curves(arguments.out)
     bodymodels.write_atomically(arguments.out / "results.json",
@@ -591,7 +598,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     stages = PAPERS[chosen.model].STAGES if chosen.model in PAPERS else {}
     known = (chosen.stage or "") in stages
     tasks = [stages[chosen.stage or ""]] if known else list(stages.values())
-    configs = dict.fromkeys([*(task.Config for task in tasks), *[Settings] * bool(tasks)])
+    kinds = [*(type(task.PRESETS["cpu"]) for task in tasks), *[Settings] * bool(tasks)]
+    configs = dict.fromkeys(kind for one in kinds for kind in reversed(one.mro()[:-1]))
     parser = argparse.ArgumentParser(
         prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else

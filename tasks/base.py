@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import sem  # standard error of the mean
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -26,7 +24,6 @@ import bodymodels
 import data
 import metrics
 from files import safe_unpickle
-from networks.overlays import png
 from tasks.settings import Settings
 from weights.files import require
 
@@ -101,8 +98,7 @@ class Task(ABC):
     together.
     """
 
-    Config: ClassVar[type]  # the dataclass whose fields --set changes
-    PRESETS: ClassVar[Mapping[str, object]]  # configs by preset
+    PRESETS: ClassVar[Mapping[str, object]]  # by preset the paper's config, which --set changes
     SETTINGS: ClassVar[Mapping[str, Settings]]  # by preset
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
     ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, names of train.FLAGS
@@ -135,11 +131,6 @@ class Task(ABC):
                     f"the folder of {self.MODELS} with --models")
 
     # ---- the command
-
-    @classmethod
-    def config_from(cls, fields: Mapping[str, object]) -> object:
-        """Make the config of a run that is continued from its fields."""
-        return cls.Config(**fields)
 
     @classmethod
     def adapt(cls, config: object, arguments: argparse.Namespace) -> object:
@@ -278,45 +269,10 @@ class Task(ABC):
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
 
-    def notes(self, predictions: Predictions) -> str:
-        """Describe mean differences of errors, paired by sample, with their standard errors."""
-        text = ""
-        for name, other in self.COMPARED:
-            rows, others = (predictions.errors.get(each) for each in (name, other))
-            if rows and others:
-                differences = {metric: values - others[metric] for metric, values in rows.items()}
-                text += f"{name} minus {other}: " + "  ".join(
-                    f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}"
-                    for metric, each in differences.items()) + "\n"
-        return text
-
     # ---- files
 
-    def write(self, predictions: Predictions, out: Path) -> None:
-        """Write predictions.png, the first samples of the test split, and errors.npz.
-
-        The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
-        """
-        if predictions.errors:
-            errors = {f"{name}: {metric}": values.astype(np.float32)
-                      for name, rows in predictions.errors.items()
-                      for metric, values in rows.items()}
-            content = io.BytesIO()
-            np.savez(content, **errors)
-            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
-        images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png")
-
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """Draw a test image, the predicted and the true mesh over it: (H, 3 W, 3) of 0..1.
-
-        A mesh without a known translation is left out.
-        """
-        photo, K, *meshes = self.scene(index, predictions)
-        return np.concatenate([photo] + [
-            bodymodels.render(mesh, self.faces, K, photo.shape[:2], background=photo, opacity=0.75,
-                              supersample=2).image if mesh[:, 2].min() > 0 else photo
-            for mesh in meshes], 1)
+    def write(self, predictions: Predictions, out: Path) -> None:  # noqa: B027
+        """Write the file that the data set's evaluation server or toolkit takes, if it has one."""
 
     @abstractmethod
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
@@ -404,12 +360,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             groups[not spared].append(parameter)
     return [{"params": groups[True], "weight_decay": weight_decay},
             {"params": groups[False], "weight_decay": 0.0}]
-
-
-def draw_grid(images: Sequence[np.ndarray], path: Path) -> None:
-    """Write images (H, W, 3) of 0..1 in three columns, as one PNG."""
-    images = [np.pad(image.clip(0, 1), ((0, 8), (0, 8), (0, 0)), constant_values=1.0)
-              for image in images]
-    images += [np.ones_like(images[0])] * (-len(images) % 3)
-    bodymodels.write_atomically(path, png(np.concatenate([
-        np.concatenate(images[start:start + 3], 1) for start in range(0, len(images), 3)])))

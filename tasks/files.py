@@ -14,10 +14,12 @@ from typing import IO
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import sem  # standard error of the mean
 
 import bodymodels
+from networks.overlays import png
 from sets.samples import fcntl
-from tasks.base import Scores, is_error
+from tasks.base import Predictions, Scores, Task, is_error
 from weights.files import check_whole, require
 
 
@@ -151,6 +153,49 @@ def score_table(scores: Scores) -> str:
         lines.append(f"{name:{width}}" + "".join(
             f"{values.get(metric, math.nan):{column}.3f}" for metric in metrics))
     return "\n".join(lines)
+
+
+def comparisons(task: Task, predictions: Predictions) -> str:
+    """Describe mean differences of errors, paired by sample, with their standard errors."""
+    text = ""
+    for name, other in task.COMPARED:
+        rows, others = (predictions.errors.get(each) for each in (name, other))
+        if rows and others:
+            differences = {metric: values - others[metric] for metric, values in rows.items()}
+            text += f"{name} minus {other}: " + "  ".join(
+                f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}"
+                for metric, each in differences.items()) + "\n"
+    return text
+
+
+def write_errors(predictions: Predictions, path: Path) -> None:
+    """Write errors.npz: those of every sample, "PREDICTOR: METRIC", to compare two runs by."""
+    content = io.BytesIO()
+    np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
+                         for name, rows in predictions.errors.items()
+                         for metric, values in rows.items()})
+    bodymodels.write_atomically(path, content.getvalue())
+
+
+# ----------------------------------------------------------------------------------- pictures
+
+
+def draw_predictions(task: Task, predictions: Predictions, path: Path) -> None:
+    """Draw the first test images, each with the predicted and the true mesh over it, as one PNG.
+
+    A mesh without a known translation is left out.
+    """
+    images = []
+    for index in range(min(12, len(task.test_set))):
+        photo, K, *meshes = task.scene(index, predictions)
+        drawn = [bodymodels.render(mesh, task.faces, K, photo.shape[:2], background=photo,
+                                   opacity=0.75, supersample=2).image
+                 if mesh[:, 2].min() > 0 else photo for mesh in meshes]
+        image = np.concatenate([photo, *drawn], 1).clip(0, 1)
+        images.append(np.pad(image, ((0, 8), (0, 8), (0, 0)), constant_values=1.0))
+    images += [np.ones_like(images[0])] * (-len(images) % 3)  # three columns
+    bodymodels.write_atomically(path, png(np.concatenate([
+        np.concatenate(images[start:start + 3], 1) for start in range(0, len(images), 3)])))
 
 
 def draw_curves(out: Path) -> None:

@@ -86,8 +86,7 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
 class TokenizerTask(BodyTask):
     """Stage 1: poses to tokens and back."""
 
-    Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
-    SETTINGS = GENHMR_TOKENIZER
+    PRESETS, SETTINGS = genhmr.TOKENIZER_PRESETS, GENHMR_TOKENIZER
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
@@ -142,10 +141,6 @@ class TokenizerTask(BodyTask):
         truth = {name: batch[name] for name in ("pose", "betas")}
         return Predictions(batch["index"], {"tokenizer": truth | {"pose": decoded}}, truth)
 
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """Draw the decoded and the true pose side by side."""
-        return super().picture(index, predictions)[:, 160:]
-
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return white, a camera, and both bodies 4 m away from it."""
         one = predictions.rows(index, index + 1)
@@ -157,7 +152,7 @@ class TokenizerTask(BodyTask):
 class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
-    Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
+    PRESETS, SETTINGS = small_encoder.PRESETS, GENHMR_ENCODER
     PROTOCOLS = {"rendered": "rendered_bodies"}
     ARGUMENTS = ()
     NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
@@ -290,7 +285,7 @@ def in_random_crops(keypoints: Tensor) -> Tensor:
 class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
-    Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
+    PRESETS, SETTINGS = genhmr.PRESETS, GENHMR_TRANSFORMER
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (

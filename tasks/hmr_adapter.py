@@ -149,7 +149,6 @@ class HandExpertTask(PeopleTask):
     relative to the wrist, the left one mirrored.
     """
 
-    Config = hmr_adapter.HandExpertConfig
     PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people_hands", "arctic": "arctic_p1val"} | dict.fromkeys((
@@ -252,7 +251,6 @@ class HandExpertTask(PeopleTask):
 class HandAdapterTask(HandExpertTask):
     """The hand adapter: hands from their crops and the pose of the arm."""
 
-    Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
@@ -322,7 +320,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     The "betas" of its predictions are shape and expression together, (B, 20).
     """
 
-    Config = hmr_adapter.BodyExpertConfig
     PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people", "arctic": "arctic_p1val", "ehf": "ehf",
@@ -424,7 +421,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
 class BodyAdapterTask(BodyExpertTask):
     """The body adapter: whole bodies, refined by the features at the knuckles."""
 
-    Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
@@ -455,7 +451,6 @@ class DualPathTask(BodyAdapterTask):
 
     DETAIL = 4
     COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
-    Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = "models", "guide"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "

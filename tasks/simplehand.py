@@ -30,7 +30,7 @@ ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the pred
 class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
-    Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
+    PRESETS, SETTINGS = ALL_PRESETS, SIMPLEHAND
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = "hand", "backbone"
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
@@ -47,11 +47,6 @@ class SimpleHandTask(Task):
         self.faces = self.hand.faces
         require(len(self.hand.v_template) == simplehand.VERTICES,
                 f"{file}: expected a hand of {simplehand.VERTICES} vertices")
-
-    @classmethod
-    def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
-        """Make the config with these fields, of the class that has them."""
-        return weights.simplehand.config_class(fields)(**fields)
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -137,14 +132,13 @@ class SimpleHandTask(Task):
         return {"vertices": points, "joints": np.einsum("jv,nvc->njc", regressor, points)}
 
     def write(self, predictions: Predictions, out: Path) -> None:
-        """Write pictures and the file that the data set's evaluation server or toolkit takes."""
+        """Write the file that the data set's evaluation server or toolkit takes."""
         hands = self.as_mesh(predictions.first["vertices"])
         if self.data == "freihand":
             metrics.write_predictions(out / "pred.json", hands["joints"], hands["vertices"])
         elif self.data == "dexycb":
             numbers = self.test_set.records(predictions.index)["person"]
             metrics.write_dexycb(out / "dexycb.txt", numbers, hands["joints"])
-        super().write(predictions, out)
 
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return a test image, its K, and both meshes with their root joint where the true one is.

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import shutil
 
 import numpy as np
@@ -17,6 +16,7 @@ import genhmr
 import train
 from networks.small_encoder import IMAGE_SIZE, Lifted
 from tasks.base import EVALUATIONS, Predictions
+from tasks.files import comparisons
 from tasks.genhmr import LIFT_WEIGHTS, imagine_bodies, in_random_crops, lift_losses
 from tasks.settings import override, preset_settings
 from weights.genhmr import load_checkpoint, load_encoder, load_tokenizer
@@ -211,34 +211,6 @@ def assert_same_losses(first, second):
 # ------------------------------------------------------------------------------ command line
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], r"trained in stages.*add --stage tokenizer, then --stage encoder, then --stage trans"),
-    (["--stage", "tokenizer", "--top-k", "3"],
-     "unrecognized arguments: --top-k 3; see --help"),
-    (["--stage", "transformer"], "--stage tokenizer and give its checkpoint with --tokenizer"),
-    (["--stage", "transformer", "--preset", "cpu", "--tokenizer", SHIPPED],
-     "needs a trained encoder: make one with --stage encoder"),
-    (["--stage", "tokenizer", "--body", "hand_right"], "expected a SMPL model, with 24"),
-    (["--stage", "tokenizer", "--set", "num_tokens=95"], "num_tokens is 95"),
-    (["--stage", "transformer", "--set", "tokenizer=x"], "field of: image_size"),
-])
-def test_bad_arguments_are_one_clear_error(arguments, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        train.main(["--model", "genhmr", "--out", str(tmp_path / "new"), *arguments])
-    text = str(error.value) if isinstance(error.value.code, str) else capsys.readouterr().err
-    assert re.search(message, text) and "Traceback" not in text
-    assert not (tmp_path / "new").exists()
-
-
-def test_another_tokenizer_is_another_run(finished, folder, tmp_path):
-    """Continuing stage 2 on the tokens of another tokenizer is refused: they mean other poses."""
-    shutil.copy(finished["tokenizer"] / "checkpoint.pt", tmp_path / "other.pt")
-    arguments = command_line(folder, "transformer", finished["transformer"])
-    arguments[arguments.index("--tokenizer") + 1] = str(tmp_path / "other.pt")
-    with pytest.raises(SystemExit, match="another run .it differs in tokenizer"):
-        train.main(arguments)
-
-
 @pytest.mark.parametrize("name", train.TASKS)
 def test_every_preset_has_the_fields_of_the_loop(name):
     """Their values pass the checks, also for those of no data set at hand."""
@@ -291,7 +263,7 @@ def test_notes_compare_predictors(folder):
     task = make_task(folder, "encoder")
     task.COMPARED = ("ours", "theirs"), ("ours", "absent")
     pve = np.array([[1, 2, np.nan, 6], [2, 4, np.nan, 5]])
-    assert task.notes(Predictions(np.arange(4), {}, {}, {
+    assert comparisons(task, Predictions(np.arange(4), {}, {}, {
         "ours": {"PVE": pve[0]}, "theirs": {"PVE": pve[1]}, "third": {"PA-MPJPE": pve[0]}})) == (
         "ours minus theirs: PVE -0.67 +- 0.88\n")
 

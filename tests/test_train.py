@@ -300,6 +300,7 @@ def test_an_existing_run_is_not_overwritten(finished, cache, capsys, undrawn):
         (["--resume", "--preset", "paper"], {}, "differs in preset"),
         (["--data", "freihand"], {}, "differs in data"),
         (["--checkpoint", out / "best.pt"], {}, "differs in checkpoint"),
+        (["--backbone", out / "best.pt"], {}, "differs in backbone"),
     ):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(cache, out, *extra, **fields))
@@ -726,6 +727,9 @@ def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     assert not (tmp_path / "cache").exists() and not (tmp_path / "out").exists()
 
 
+GENHMR = ["--model", "genhmr", "--stage"]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--preset", "laptop"], "no preset 'laptop' for simplehand: expected one of paper"),
     (["--data", "video"], "--data video: expected one of rendered, freihand"),
@@ -737,6 +741,16 @@ def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     (["--eval", "--checkpoint", __file__], "not a readable checkpoint"),
     (["--stage", "tokenizer"], "simplehand is trained without --stage"),
     (["--export", str(ROOT / "assets")], "is a folder: expected a file"),
+    (["--tokenizer", "x"], "unrecognized arguments: --tokenizer x; see --help"),
+    ([*GENHMR[:2]], "trained in stages, each a run of its own: add --stage tokenizer, then --stage "
+     "encoder, then --stage transformer"),
+    ([*GENHMR, "tokenizer", "--top-k", "3"], "unrecognized arguments: --top-k 3; see --help"),
+    ([*GENHMR, "transformer"], "--stage tokenizer and give its checkpoint with --tokenizer"),
+    ([*GENHMR, "transformer", "--preset", "cpu", "--tokenizer", str(ROOT / "assets/genhmr_cpu.pt")],
+     "needs a trained encoder: make one with --stage encoder"),
+    ([*GENHMR, "tokenizer", "--body", "hand_right"], "expected a SMPL model, with 24"),
+    ([*GENHMR, "tokenizer", "--set", "num_tokens=95"], "num_tokens is 95"),
+    ([*GENHMR, "transformer", "--set", "tokenizer=x"], "field of: image_size"),
 ])
 def test_bad_arguments_are_one_line(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=re.escape(message)) as error:
@@ -755,12 +769,11 @@ def test_the_commands_for_real_data_are_understood():
     assert body_sets.ThreeDPW.DETECTED and 20 in train.TASKS[transformer.name].REFINEMENTS
 
 
-@pytest.mark.parametrize("name", [
-    name for name in train.TASKS if not name.startswith("hmr_adapter")])
+@pytest.mark.parametrize("name", train.TASKS)
 def test_help_lists_the_fields_of_the_stage(name, capsys):
     model, _, stage = name.partition("-")
     with pytest.raises(SystemExit):
         train.main(["--model", model, *(["--stage", stage] if stage else []), "--help"])
     output = capsys.readouterr().out
-    for kind in (train.TASKS[name].Config, Settings):
+    for kind in (type(train.TASKS[name].PRESETS["cpu"]), Settings):
         assert all(field.name in output for field in dataclasses.fields(kind))
