@@ -69,16 +69,12 @@ from tasks.files import (
     add_row,
     add_scores,
     claim,
-    comparisons,
     cut_table,
-    draw_curves,
-    draw_predictions,
     first_line,
     read_content,
     read_run,
+    report,
     save,
-    score_table,
-    write_errors,
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
@@ -407,7 +403,7 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping) -> None:
     A run is continued by its own command given again, as torchrun does after a failure, or by
     --resume, for which all flags may be left out and those of --set changed.
     """
-    given, known = flags_of(arguments), run["flags"]
+    given, known = flags_of(arguments), run.get("flags", {})  # older runs have none
     given["preset"] = given["preset"] or (run["preset"] if arguments.resume else suitable_preset())
     if arguments.resume:
         known = {"name": run["name"], "preset": run["preset"], "data": run["data"]}
@@ -511,21 +507,11 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         keep_scores(task, model, step, world, about, scores)
     if not world.leader:
         return
-    if scores:
-        print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
-              f"1.\n{task.REMARK}{comparisons(task, predictions)}")
-    else:
-        print("\nno annotation to score against\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
     if arguments.export:
         save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
-    task.write(predictions, arguments.out)
-    draw_predictions(task, predictions, arguments.out / "predictions.png")
-    if predictions.errors:
-        write_errors(predictions, arguments.out / "errors.npz")
-    if not arguments.eval:
-        draw_curves(arguments.out)
+    report(task, predictions, scores)
     bodymodels.write_atomically(arguments.out / "results.json",
                                 json.dumps(results, indent=2).encode())
     flags = vars(arguments) | {"checkpoint": arguments.eval and arguments.checkpoint

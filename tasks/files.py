@@ -19,7 +19,7 @@ from scipy.stats import sem  # standard error of the mean
 import bodymodels
 from networks.overlays import png
 from sets.samples import fcntl
-from tasks.base import Predictions, Scores, Task, is_error
+from tasks.base import Errors, Predictions, Scores, Task, is_error
 from weights.files import check_whole, require
 
 
@@ -143,6 +143,31 @@ def add_scores(out: Path, step: int, scores: Scores) -> bool:
     return float(f"{row[metric]:.9g}") < least  # NaN never is
 
 
+# ------------------------------------------------------------------------------------ reports
+
+
+def report(task: Task, predictions: Predictions, scores: Scores) -> None:
+    """Print the table of scores; write errors, pictures and the file of the data set's toolkit.
+
+    errors.npz has the errors of every sample, "PREDICTOR: METRIC", to compare two runs by.
+    """
+    out, errors = task.arguments.out, predictions.errors
+    if scores:
+        print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
+              f"1.\n{task.REMARK}{comparisons(task, errors)}")
+    else:
+        print("\nno annotation to score against\n")
+    if errors:
+        content = io.BytesIO()
+        np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
+                             for name, rows in errors.items() for metric, values in rows.items()})
+        bodymodels.write_atomically(out / "errors.npz", content.getvalue())
+    task.write(predictions, out)
+    draw_predictions(task, predictions, out / "predictions.png")
+    if not task.arguments.eval:
+        draw_curves(out)
+
+
 def score_table(scores: Scores) -> str:
     """Format scores: a line per predictor and a column per metric; a predictor may lack one."""
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
@@ -155,29 +180,17 @@ def score_table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def comparisons(task: Task, predictions: Predictions) -> str:
+def comparisons(task: Task, errors: Errors) -> str:
     """Describe mean differences of errors, paired by sample, with their standard errors."""
     text = ""
     for name, other in task.COMPARED:
-        rows, others = (predictions.errors.get(each) for each in (name, other))
-        if rows and others:
-            differences = {metric: values - others[metric] for metric, values in rows.items()}
-            text += f"{name} minus {other}: " + "  ".join(
-                f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}"
-                for metric, each in differences.items()) + "\n"
+        if name in errors and other in errors:
+            text += f"{name} minus {other}: "
+            for metric, values in errors[name].items():
+                each = values - errors[other][metric]
+                text += f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}  "
+            text = text.rstrip() + "\n"
     return text
-
-
-def write_errors(predictions: Predictions, path: Path) -> None:
-    """Write errors.npz: those of every sample, "PREDICTOR: METRIC", to compare two runs by."""
-    content = io.BytesIO()
-    np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
-                         for name, rows in predictions.errors.items()
-                         for metric, values in rows.items()})
-    bodymodels.write_atomically(path, content.getvalue())
-
-
-# ----------------------------------------------------------------------------------- pictures
 
 
 def draw_predictions(task: Task, predictions: Predictions, path: Path) -> None:

@@ -99,7 +99,7 @@ def body():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves out the pictures, which take most of the time of a tiny run."""
-    for name in ("train.draw_predictions", "train.draw_curves"):
+    for name in ("tasks.files.draw_predictions", "tasks.files.draw_curves"):
         monkeypatch.setattr(name, lambda *_: None)
 
 

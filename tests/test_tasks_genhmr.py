@@ -263,8 +263,8 @@ def test_notes_compare_predictors(folder):
     task = make_task(folder, "encoder")
     task.COMPARED = ("ours", "theirs"), ("ours", "absent")
     pve = np.array([[1, 2, np.nan, 6], [2, 4, np.nan, 5]])
-    assert comparisons(task, Predictions(np.arange(4), {}, {}, {
-        "ours": {"PVE": pve[0]}, "theirs": {"PVE": pve[1]}, "third": {"PA-MPJPE": pve[0]}})) == (
+    assert comparisons(task, {
+        "ours": {"PVE": pve[0]}, "theirs": {"PVE": pve[1]}, "third": {"PA-MPJPE": pve[0]}}) == (
         "ours minus theirs: PVE -0.67 +- 0.88\n")
 
 
