@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
@@ -149,5 +152,9 @@ def announce(text: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """End this process with one message."""
-    raise SystemExit(f"train.py: {message}")
+    """End this process with one message, which torchrun repeats behind its own report."""
+    text, file = f"train.py: {message}", os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        details = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
+    raise SystemExit(text)
