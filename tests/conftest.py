@@ -41,10 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     import torch
-
-    from tasks.ranks import keep_freed_memory
     torch.set_num_threads(1)  # these networks are tiny: two threads need more time than one
-    keep_freed_memory()
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
 
 
