@@ -577,7 +577,11 @@ FLAGS: dict[str, dict] = {  # of some stages: ARGUMENTS of a task names those th
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags, of which model and stage have their own; --help also lists their fields."""
+    def refuse(message: str) -> None:
+        fail(f"{message}; see --help")  # one line
+
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.error = refuse
     first.add_argument("--model")
     first.add_argument("--stage")
     chosen = first.parse_known_args(argv)[0]
@@ -590,7 +594,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else
         "Add --model to see its other flags and the fields of --set.")
-    parser.error = lambda message: fail(f"{message}; see --help")  # one line
+    parser.error = refuse
     parser.set_defaults(**dict.fromkeys(FLAGS))
     add_flags(parser)
     own = parser.add_argument_group("of this model or stage")

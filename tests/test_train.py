@@ -741,6 +741,7 @@ GENHMR = ["--model", "genhmr", "--stage"]
     (["--eval", "--checkpoint", __file__], "not a readable checkpoint"),
     (["--stage", "tokenizer"], "simplehand is trained without --stage"),
     (["--export", str(ROOT / "assets")], "is a folder: expected a file"),
+    (["--stage"], "argument --stage: expected one argument; see --help"),
     (["--tokenizer", "x"], "unrecognized arguments: --tokenizer x; see --help"),
     ([*GENHMR[:2]], "trained in stages, each a run of its own: add --stage tokenizer, then --stage "
      "encoder, then --stage transformer"),
