@@ -45,7 +45,7 @@ from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
 from tasks.base import EVALUATIONS
 from tasks.ranks import announce
-from tasks.settings import RunConfig, Settings, as_text, override, own_overrides, preset_settings
+from tasks.settings import Settings, as_text, override, own_overrides, preset_settings
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: means (C,), or (N, C)
 # of N samples, the same in every row; NaN for a sample that does not count
@@ -98,7 +98,7 @@ def read_tables(path: Path = bodymodels.ASSETS / "tables.md") -> dict[str, dict[
 TABLES = read_tables()
 
 
-def scaled(config: RunConfig, words: Sequence[str]) -> RunConfig:
+def scaled(config: object, words: Sequence[str]) -> object:
     """Apply a row's settings, FIELD=VALUE in the paper's sizes, at the config's own scale.
 
     CELLS is the number of cells of X_b, x2 twice the config's value. Words without "=" are marks.
@@ -113,10 +113,10 @@ def scaled(config: RunConfig, words: Sequence[str]) -> RunConfig:
             text = ",".join(str(max(1, own * int(part) // PAPER_SIZES[name]))
                             for part in text.split(","))
         settings.append(f"{name}={text}")
-    return override(config, settings)
+    return override(settings, config)[0]
 
 
-def differences(config: RunConfig, changed: RunConfig) -> list[str]:
+def differences(config: object, changed: object) -> list[str]:
     """List the --set assignments that turn the first config into the second."""
     return [f"{name}={as_text(value)}" for name, value in vars(changed).items()
             if value != getattr(config, name)]
@@ -177,9 +177,8 @@ class Runs:
             self.world = train.run(argv, self.world)
             self.world.share(None)  # the leader writes results last
         elif out not in self.done:
-            arguments = train.parse_arguments(argv)
-            train.require_same_run(arguments, json.loads((out / "results.json").read_text()),
-                                   *train.choose_config(arguments, None, None))
+            results = json.loads((out / "results.json").read_text())
+            train.require_same_run(train.parse_arguments(argv), results)
         self.done.add(out)
         return out
 
@@ -196,7 +195,7 @@ class Runs:
         return [*(["--stage", stage] if stage else []), *(["--data", data] if data else []),
                 *foreign.parse_known_args(self.flags)[1]]
 
-    def settings(self, stage: str) -> tuple[RunConfig, Settings, list[str]]:
+    def settings(self, stage: str) -> tuple[object, Settings, list[str]]:
         """What a stage has without a row's changes, and the --set assignments that make it."""
         task = self.tasks[stage]
         if self.preset not in task.PRESETS:
@@ -208,7 +207,7 @@ class Runs:
             own += BACKBONES[self.table.backbone]
         own += own_overrides(self.options.overrides, task, self.tasks.values())
         settings = preset_settings(task.SETTINGS, self.preset)
-        return override(preset, own, settings), override(settings, own, preset), own
+        return *override(own, preset, settings), own
 
     def trained(self, stage: str, words: Sequence[str], seed: int, *flags: object,
                 label: Sequence[str] = ()) -> Path:
@@ -317,7 +316,7 @@ class Runs:
             return errors_of(scores, "expert", self.table.ours)
         errors = errors_of(scores, self.table.predictor, self.table.ours)
         config = json.loads((out / "results.json").read_text())["config"]
-        model = on_meta(self.tasks[self.table.stage].Config(**config))
+        model = on_meta(type(self.settings(self.table.stage)[0])(**config))
         errors[:, self.table.ours.index("parameters (M)")] = count(model, True) / 1e6
         return errors
 

@@ -50,7 +50,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -64,27 +64,25 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups, read_content
+from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups
 from tasks.files import (
     add_row,
     add_scores,
     claim,
     cut_table,
-    draw_curves,
     first_line,
+    read_content,
     read_run,
+    report,
     save,
-    score_table,
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
-    ON_A_CPU,
+    OF_THE_LOOP,
     PRECISIONS,
-    RunConfig,
     Settings,
     override,
     preset_settings,
-    stored_settings,
     suitable_preset,
 )
 from weights.files import require
@@ -101,7 +99,7 @@ PRINT_EVERY = 10.0  # seconds between lines of progress
 # --------------------------------------------------------------------- functions of the step
 
 
-def learning_rate(config: RunConfig, step: int) -> float:
+def learning_rate(config: object, step: int) -> float:
     """Return the rate of step 0, 1, ...: warm-up times constant, step (/ 10 at half) or cosine."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -165,11 +163,6 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
             batches._shutdown_workers()
 
 
-def share(task: Task, world: World) -> int:
-    """Return the number of samples that one process computes at once."""
-    return task.config.batch_size // (world.size * task.settings.accumulate)
-
-
 # ----------------------------------------------------------------------------- training step
 
 
@@ -193,9 +186,10 @@ class Trainer:
         config, settings, device = task.config, task.settings, world.device
         self.task, self.config, self.settings, self.world = task, config, settings, world
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        model = model.to(device, memory_format=layout)
+        self.model = model.to(device, memory_format=layout)
         task.to(device)
-        self.model = share_batch_norm(model, world) if world.size > 1 else model
+        if world.size > 1:
+            self.model = share_batch_norm(self.model, device)
         if compile:
             self.model.compile()
         self.called: nn.Module = MixedPrecision(self.model, device, settings.precision)
@@ -203,12 +197,10 @@ class Trainer:
             # 1 x 1 convolutions: their two memory layouts are the same
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.called = DistributedDataParallel(
-                self.called, [device] if device.type == "cuda" else None,
-                process_group=world.steps)
+                self.called, [device] if device.type == "cuda" else None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True)
-        self.buffers = [buffer.clone() for buffer in self.model.buffers()]  # before the step
         self.step = 0  # finished optimiser steps
         self.position = 0  # samples seen
         self.skipped = 0  # non-finite steps in a row, up to now
@@ -223,7 +215,7 @@ class Trainer:
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        copy_all(self.buffers, list(self.model.buffers()))
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         terms = self.accumulate_gradients(batches)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(),
@@ -237,7 +229,8 @@ class Trainer:
         if finite:
             self.scaler.step(self.optimizer)
         else:
-            copy_all(list(self.model.buffers()), self.buffers)
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
         self.scaler.update()
         self.optimizer.zero_grad()
         self.skipped = 0 if finite else self.skipped + 1
@@ -281,20 +274,12 @@ class Trainer:
             setattr(self, name, state[name])
 
 
-@torch.no_grad()
-def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors into others."""
-    if targets:
-        torch._foreach_copy_(targets, sources)
-
-
 # -------------------------------------------------------------------------------- evaluation
 
 
-def message_of(error: Exception) -> str:
-    """Return an error's message; of one that contains a data process's traceback, the last line."""
-    text = str(error).strip()
-    return re.sub(r"^\w+: ", "", text.split("\n")[-1]) if "Traceback (most" in text else text
+def samples_at_once(task: Task, world: World) -> int:
+    """Return the number of samples that one process computes at once."""
+    return max(1, task.config.batch_size // (world.size * task.settings.accumulate))
 
 
 @torch.no_grad()
@@ -305,16 +290,17 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
     most: the largest number of samples to score.
     """
     own = range(len(task.test_set))[:most][world.rank::world.size]
-    size = max(1, share(task, world))
+    size = samples_at_once(task, world)
     keys = [list(own[start:start + size]) for start in range(0, len(own), size)]
     model.eval()
-    parts = [task.predict(model, batch, final).numpy()
+    parts = [task.predict(model, batch, final).map(lambda value: value.cpu().numpy())
              for batch in load_batches(task.test_set, keys, world)]
     model.train()
     gathered = [part for parts in world.gather(parts) for part in parts]
     if not world.leader:
         return {}, None
-    predictions = Predictions.join(gathered)
+    order = np.concatenate([part.index for part in gathered]).argsort()
+    predictions = gathered[0].map(lambda *values: np.concatenate(values)[order], *gathered[1:])
     return task.scores(predictions), predictions
 
 
@@ -322,7 +308,7 @@ def keep_scores(task: Task, model: nn.Module, step: int, world: World,
                 about: Mapping[str, object], scores: Scores) -> None:
     """Write an evaluation to scores.csv and, if it is the best so far, the weights to best.pt."""
     out = task.arguments.out
-    if world.leader and add_scores(out, step, scores, task.BEST):
+    if world.leader and add_scores(out, step, scores):
         save({**about, "step": step, "scores": scores, "baseline": task.baseline,
               "model": model.state_dict()}, out / "best.pt")
     world.share(None)  # the others wait, however long scoring takes
@@ -352,8 +338,12 @@ def train(trainer: Trainer, about: Mapping[str, object]) -> None:
             add_row(arguments.out / "log.csv", row | {
                 "samples_per_second": config.batch_size / seconds, "seconds": trainer.seconds})
             if start - printed > PRINT_EVERY or last or trainer.skipped:
-                printed = start
-                print(progress(trainer, row), flush=True)
+                printed, pace = start, trainer.seconds / trainer.step
+                losses = "  ".join(f"{name} {row[name]:.4f}" for name in list(row)[1:-2])
+                left = timedelta(seconds=round((config.steps - trainer.step) * pace))
+                skipped = f"  skipped, {trainer.skipped} in a row" * bool(trainer.skipped)
+                print(f"step {trainer.step}/{config.steps}  {losses}  "
+                      f"{config.batch_size / pace:.0f} samples/s  {left} left{skipped}", flush=True)
         if trainer.skipped == MAX_SKIPPED:
             fail(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step {trainer.step}. "
                  "Try a smaller learning_rate")
@@ -363,87 +353,65 @@ def train(trainer: Trainer, about: Mapping[str, object]) -> None:
             saved = time.monotonic()
 
 
-def progress(trainer: Trainer, row: Mapping[str, float]) -> str:
-    """Say step, losses, samples per second and time left, and whether the step was skipped."""
-    losses = list(row)[1:list(row).index("learning_rate")]
-    pace, steps = trainer.seconds / trainer.step, trainer.config.steps
-    left = timedelta(seconds=round((steps - trainer.step) * pace))
-    text = "  ".join(f"{name} {row[name]:.4f}" for name in losses)
-    rate = f"{trainer.config.batch_size / pace:.0f} samples/s"
-    skipped = f"  skipped, {trainer.skipped} in a row" * bool(trainer.skipped)
-    return f"step {trainer.step}/{steps}  {text}  {rate}  {left} left{skipped}"
-
-
 # ---------------------------------------------------------------------------------- one run
 
 
-def choose_config(arguments: argparse.Namespace, run: Mapping | None,
-                  start: nn.Module | None) -> tuple[RunConfig, Settings]:
-    """Choose config and settings by the flags, the run to continue and the model to start from.
+def choose_config(arguments: argparse.Namespace, run: Mapping | None = None,
+                  start: nn.Module | None = None) -> tuple[object, Settings]:
+    """Choose config and settings: of the run to continue, else of the preset; changed by --set.
 
-    An existing run is continued, by --resume or by its own command given again, as torchrun does
-    after a failure; ValueError if the flags describe another run.
+    start: the model of --checkpoint, which has a network's config.
     """
     task = TASKS[arguments.name]
-    known = run if run and arguments.resume and run["name"] == arguments.name else None
-    arguments.preset = arguments.preset or (known["preset"] if known else suitable_preset())
-    if arguments.preset not in task.PRESETS:
-        raise ValueError(f"no preset {arguments.preset!r} for {arguments.name}: expected one of "
-                         + ", ".join(task.PRESETS))
-    base = task.PRESETS[arguments.preset]
-    settings = preset_settings(task.SETTINGS, arguments.preset)
-    if known:
-        try:
-            base = task.config_from(known["config"])
+    arguments.preset = arguments.preset or (run["preset"] if run else suitable_preset())
+    require(arguments.preset in task.PRESETS, f"no preset {arguments.preset!r} for "
+            f"{arguments.name}: expected one of {', '.join(task.PRESETS)}")
+    config = task.PRESETS[arguments.preset]
+    settings = preset_settings(task.SETTINGS, arguments.preset, run)
+    if run:
+        try:  # the class with these fields: SimpleHand's presets have two
+            kinds = {frozenset(vars(preset)): type(preset) for preset in task.PRESETS.values()}
+            config = kinds.get(frozenset(run["config"]), type(config))(**run["config"])
         except TypeError as error:
             raise ValueError(f"the run in {arguments.out} has settings of another version of this "
                              f"code ({error}): start a new one with --out FOLDER") from error
-        settings = dataclasses.replace(settings, **stored_settings(known))
-    elif start is not None:  # the network of the file, optimised as the preset says
-        base = dataclasses.replace(start.config, **{
-            name: getattr(base, name) for name in RunConfig.__annotations__})
-    config, settings = overridden(task.adapt(base, arguments), settings, arguments.overrides)
-    if run:
-        require_same_run(arguments, run, config, settings)
+    else:
+        if start is not None:  # the network of the file, optimised as the preset says
+            config = dataclasses.replace(start.config, **{
+                name: getattr(config, name) for name in OF_THE_LOOP})
+        config = task.adapt(config, arguments)
+    config, settings = override(arguments.overrides, config, settings)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if config.batch_size % (processes * settings.accumulate):
-        raise ValueError(f"batch_size is {config.batch_size}: expected a multiple of {processes} "
-                         f"processes x accumulate={settings.accumulate}")
+    require(config.batch_size % (processes * settings.accumulate) == 0,
+            f"batch_size is {config.batch_size}: expected a multiple of {processes} processes x "
+            f"accumulate={settings.accumulate}")
     return config, settings
 
 
-def overridden(config: RunConfig, settings: Settings,
-               assignments: Sequence[str]) -> tuple[RunConfig, Settings]:
-    """Apply --set to both; ValueError for a field that neither has."""
-    return override(config, assignments, settings), override(settings, assignments, config)
-
-
-def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunConfig,
-                     settings: Settings) -> None:
-    """Raise ValueError if the run in OUT, its checkpoint or results, is another than the flags say.
+def flags_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the flags that make a run what it is, and the fields of --set; "" for what is not set.
     """
-    wanted = {"name": arguments.name, "preset": arguments.preset,
-              "data": arguments.data or run["data"]}
-    if not arguments.resume:
-        wanted |= dataclasses.asdict(settings) | dataclasses.asdict(config)
-        wanted["protocol"] = arguments.protocol or run.get("protocol")
-        wanted |= {flag: file for flag, file in files_of(arguments).items()
-                   if flag in run.get("files", {}) or flag != "--checkpoint" and "files" in run}
-    known = {**run, **stored_settings(run), **run["config"], **run.get("files", {})}
-    wanted, known = (json.loads(json.dumps({name: values.get(name) for name in wanted}))
-                     for values in (wanted, known))  # results.json has lists, not tuples
-    other = [name for name, value in wanted.items() if known[name] != value]
-    if other:
-        raise ValueError(f"{arguments.out} already holds another run (it differs in "
-                         f"{', '.join(other)}): continue that one with --resume, or start this "
-                         "one with --out FOLDER")
+    names = ("name", "preset", "data", "protocol", "checkpoint", "backbone", "tokenizer", "expert",
+             "guide")
+    return {name: str(getattr(arguments, name) or "") for name in names} | {
+        name: value for name, _, value in (text.partition("=") for text in arguments.overrides)}
 
 
-def files_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the files of weights that the flags name, on which a run builds."""
-    return {"--checkpoint": str(arguments.checkpoint or "")} | {
-        f"--{flag}": str(getattr(arguments, flag)) for flag in (
-            "backbone", "tokenizer", "expert", "guide") if getattr(arguments, flag)}
+def require_same_run(arguments: argparse.Namespace, run: Mapping) -> None:
+    """Raise ValueError if the run in OUT, its checkpoint or results, is another than the flags say.
+
+    A run is continued by its own command given again, as torchrun does after a failure, or by
+    --resume, for which all flags may be left out and those of --set changed.
+    """
+    given, known = flags_of(arguments), run.get("flags", {})  # older runs have none
+    given["preset"] = given["preset"] or (run["preset"] if arguments.resume else suitable_preset())
+    if arguments.resume:
+        known = {"name": run["name"], "preset": run["preset"], "data": run["data"]}
+        given = {name: given[name] or known[name] for name in known}
+    other = [name for name in {**given, **known} if given.get(name) != known.get(name)]
+    require(not other, f"{arguments.out} already holds another run (it differs in "
+            f"{', '.join(other)}): continue that one with --resume, or start this one with --out "
+            "FOLDER")
 
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
@@ -460,40 +428,45 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
     return model.train()  # a frozen encoder stays in evaluation mode
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict, dict | None]:
-    """Open models and data; return the task, its model, the content of the checkpoint that it comes
-    from, and that of the run that is continued. ValueError or OSError if they do not go together.
+def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict | None]:
+    """Open models and data; return the task, its model and the content of the run that goes on.
+
+    ValueError or OSError if they do not go together.
     """
     kind, path = TASKS[arguments.name], arguments.out / "checkpoint.pt"
     run = None if arguments.eval else read_run(path)
-    if arguments.resume and not run:
+    if run:
+        require_same_run(arguments, run)
+    elif arguments.resume:
         announce(f"note: {arguments.out} has nothing to continue: a new run")
     start, origin = None, run or {}
-    if arguments.eval or arguments.checkpoint:
+    if arguments.eval or arguments.checkpoint and not run:
         file = arguments.checkpoint or path
         start = kind.load(file, arguments)
-        origin = run or read_content(arguments.guide if arguments.stage == "all" else file)
-    if arguments.eval:
-        settings = kind.settings_of(arguments, origin)
-        config, settings = overridden(start.config, settings, arguments.overrides)
+        origin = read_content(arguments.guide if arguments.stage == "all" else file)
+    if arguments.eval:  # stages of HMR-Adapter share settings: an expert may come out of an adapter
+        own = origin and (origin["name"] == arguments.name or arguments.model == "hmr_adapter")
+        settings = preset_settings(kind.SETTINGS, arguments.preset or origin.get("preset"),
+                                   origin if own else None)
+        config, settings = override(arguments.overrides, start.config, settings)
         other = [name for name, value in vars(config).items()
-                 if value != getattr(start.config, name) and name not in RunConfig.__annotations__]
+                 if value != getattr(start.config, name) and name not in OF_THE_LOOP]
         require(not other, f"--eval cannot change {', '.join(other)}, which the file says")
     else:
         config, settings = choose_config(arguments, run, start)
-    origin = {name: value for name, value in origin.items() if name not in ("model", "optimizer")}
-    task = kind(config, arguments, origin, settings)
+    about = {name: value for name, value in origin.items() if name not in ("model", "optimizer")}
+    task = kind(config, arguments, about, settings)
     model = start if arguments.eval else build(task, start)
     announce(f"data: {task.data}; what is rendered or packed once is kept in {arguments.cache}")
     # Data are prepared before the processes meet, so that none of them waits in vain.
     _ = task.test_set, arguments.eval or task.train_set
-    return task, model, origin, run
+    return task, model, run
 
 
 def begin(trainer: Trainer, run: Mapping | None) -> None:
     """Continue the run, or start one; the leader says what will happen."""
     task, world, arguments = trainer.task, trainer.world, trainer.task.arguments
-    out, size = arguments.out, share(task, world)
+    out, size = arguments.out, samples_at_once(task, world)
     if run:
         try:
             trainer.load_state_dict(run)
@@ -519,10 +492,6 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
     print(f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
           f"{world.device.type}: from step {trainer.step} to {task.config.steps}, in {out}\n"
           f"{task.config.batch_size} samples per step, {size} at a time in a process", flush=True)
-    if task.PRETRAINED and not (run or arguments.checkpoint or arguments.backbone
-                                or arguments.preset in ON_A_CPU):
-        print(f"note: no --backbone: it starts from random weights, the paper's from "
-              f"{task.PRETRAINED}", flush=True)
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,
@@ -538,18 +507,11 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         keep_scores(task, model, step, world, about, scores)
     if not world.leader:
         return
-    if scores:
-        print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
-              f"1.\n{task.REMARK}{task.notes(predictions)}")
-    else:
-        print("\nno annotation to score against\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
     if arguments.export:
         save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
-    task.write(predictions, arguments.out)
-    if not arguments.eval:
-        draw_curves(arguments.out)
+    report(task, predictions, scores)
     bodymodels.write_atomically(arguments.out / "results.json",
                                 json.dumps(results, indent=2).encode())
     flags = vars(arguments) | {"checkpoint": arguments.eval and arguments.checkpoint
@@ -561,16 +523,16 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
 
 def run_one(arguments: argparse.Namespace, world: World | None) -> World:
     """Train, then evaluate; or evaluate alone. Returns the processes that met."""
-    task, model, origin, run = prepare(arguments)
+    task, model, run = prepare(arguments)
     world = world or join_world(arguments.workers)
-    about = {"name": arguments.name, "preset": arguments.preset or origin.get("preset"),
+    about = {"name": arguments.name, "preset": arguments.preset or task.origin.get("preset"),
              "data": task.data, "protocol": task.protocol,
              "config": dataclasses.asdict(task.config),
-             "settings": dataclasses.asdict(task.settings), "files": files_of(arguments),
+             "settings": dataclasses.asdict(task.settings), "flags": flags_of(arguments),
              "processes": world.size, "threads": torch.get_num_threads(),
              "torch": str(torch.__version__)}
     if arguments.eval:
-        finish(task, model.to(world.device), origin.get("step"), world, about)
+        finish(task, model.to(world.device), task.origin.get("step"), world, about)
         return world
     trainer = Trainer(task, world, model, arguments.compile)
     begin(trainer, run)
@@ -583,37 +545,74 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> World:
 
 # ------------------------------------------------------------------------------ command line
 
+FLAGS: dict[str, dict] = {  # of some stages: ARGUMENTS of a task names those that it takes
+    "hand": {"metavar": "FILE", "help": "MANO_RIGHT.pkl for FreiHAND, the folder of both sides for "
+             "DexYCB (default: the free hand)"},
+    "body": {"metavar": "FILE", "help": "SMPL's file (default: the free body)"},
+    "models": {"metavar": "FOLDER", "help": "official body models. genhmr: "
+               f"{genhmr.TransformerTask.MODELS}; hmr_adapter: {hmr_adapter.PeopleTask.MODELS}"},
+    "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from. "
+                 "simplehand: ImageNet's of FastViT, HRNet or Hiera. genhmr: 4D-Humans', "
+                 "TokenHMR's or ViTPose's; for cpu a checkpoint of --stage encoder. hmr_adapter, "
+                 "for cpu: GenHMR's for bodies, SimpleHand's for hands (default: those in assets)"},
+    "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
+    "detections": {"metavar": "FOLDER", "help": "OpenPose's files for the pictures to evaluate on, "
+                   "a/b_keypoints.json for a/b.jpg: refinement follows them (default: 3DPW's own; "
+                   "without any the true joints, an oracle)"},
+    "schedule": {"choices": tuple(genhmr.genhmr.SCHEDULES), "help": "masking schedule of sampling, "
+                 "Table 11 (default: cosine)"},
+    "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, Table "
+              "12 (default: 1)"},
+    "samples": {"type": int, "metavar": "N", "help": "draw N poses for each picture, and score "
+                "them as a distribution, see tasks/posterior.py"},
+    "brief": {"action": "store_true", "help": "leave the rows of Tables 2 and 3 out of the last "
+              "scores"},
+    "expert": {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, HaMeR's "
+               "or SMPLer-X's"},
+    "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, or SMPLer-X's, which "
+              "finds the arms for --stage hand; of --stage all --eval the body path, beside the "
+              "hand path in --checkpoint"},
+}
+
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Parse the flags; with --model, --help also lists the fields of --set."""
-    configs = dict.fromkeys(task.Config for name, task in TASKS.items()
-                            if name.partition("-")[0] in argv)
-    configs |= dict.fromkeys([Settings] * bool(configs))
+    """Parse the flags, of which model and stage have their own; --help also lists their fields."""
+    def refuse(message: str) -> None:
+        fail(f"{message}; see --help")  # one line
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.error = refuse
+    first.add_argument("--model")
+    first.add_argument("--stage")
+    chosen = first.parse_known_args(argv)[0]
+    stages = PAPERS[chosen.model].STAGES if chosen.model in PAPERS else {}
+    known = (chosen.stage or "") in stages
+    tasks = [stages[chosen.stage or ""]] if known else list(stages.values())
+    kinds = [*(type(task.PRESETS["cpu"]) for task in tasks), *[Settings] * bool(tasks)]
+    configs = dict.fromkeys(kind for one in kinds for kind in reversed(one.mro()[:-1]))
     parser = argparse.ArgumentParser(
         prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else
-        "Add --model to see the fields of --set.")
-    parser.error = lambda message: fail(f"{message}; see --help")  # one line
+        "Add --model to see its other flags and the fields of --set.")
+    parser.error = refuse
+    parser.set_defaults(**dict.fromkeys(FLAGS))
     add_flags(parser)
-    add_own_flags(parser)
+    own = parser.add_argument_group("of this model or stage")
+    for flag in dict.fromkeys(flag for task in tasks for flag in task.ARGUMENTS):
+        own.add_argument(f"--{flag.replace('_', '-')}", **FLAGS[flag])
     arguments = parser.parse_args(argv)
-    model, stages = arguments.model, list(PAPERS[arguments.model].STAGES)
-    arguments.name = name = "-".join(filter(None, (model, arguments.stage)))
-    if name not in TASKS:
-        parser.error(f"{model} is trained without --stage" if stages == [""] else
-                     f"{model} is trained in stages, each a run of its own: add --stage "
+    if not known:
+        parser.error(f"{chosen.model} is trained without --stage" if "" in stages else
+                     f"{chosen.model} is trained in stages, each a run of its own: add --stage "
                      + ", then --stage ".join(stages))
-    for flag in dict.fromkeys(flag for task in TASKS.values() for flag in task.ARGUMENTS):
-        if flag not in TASKS[name].ARGUMENTS and getattr(arguments, flag) is not None:
-            parser.error(f"--{flag.replace('_', '-')} means nothing to "
-                         f"{name.replace('-', ' --stage ')}")
     if arguments.stage == "all" and not arguments.eval and (arguments.guide
                                                             or arguments.checkpoint):
         parser.error("--stage all trains its own --guide and --checkpoint: they go with --eval")
     if arguments.export and arguments.stage != "all" and arguments.export.is_dir():
         parser.error(f"--export {arguments.export} is a folder: expected a file")
+    arguments.name = "-".join(filter(None, (arguments.model, arguments.stage)))
     scored = "-eval" * bool(arguments.eval and arguments.checkpoint)
-    arguments.out = arguments.out or Path("runs", name + scored)
+    arguments.out = arguments.out or Path("runs", arguments.name + scored)
     return arguments
 
 
@@ -651,37 +650,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="time between checkpoints; 0: after every step (default: %(default)s)")
 
 
-def add_own_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of some papers or stages; ARGUMENTS of a task names those that it takes."""
-    add = parser.add_argument_group("of some papers or stages").add_argument
-    add("--hand", metavar="FILE", help="simplehand: MANO_RIGHT.pkl for FreiHAND, the folder of "
-        "both sides for DexYCB (default: the free hand)")
-    add("--body", metavar="FILE", help="genhmr, tokenizer: SMPL's file (default: the free body)")
-    add("--models", metavar="FOLDER", help="official body models. genhmr: "
-        f"{genhmr.TransformerTask.MODELS}; hmr_adapter: {hmr_adapter.PeopleTask.MODELS}")
-    add("--backbone", metavar="FILE", help="weights of the image encoder to start from. "
-        "simplehand: ImageNet's of FastViT, HRNet or Hiera. genhmr: 4D-Humans', TokenHMR's or "
-        "ViTPose's; for cpu a checkpoint of --stage encoder. hmr_adapter, for cpu: GenHMR's for "
-        "bodies, SimpleHand's for hands (default: those in assets)")
-    add("--tokenizer", metavar="FILE", help="genhmr: checkpoint of the tokenizer to build on")
-    add("--detections", metavar="FOLDER", help="genhmr: OpenPose's files for the pictures to "
-        "evaluate on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: 3DPW's "
-        "own; without any the true joints, an oracle)")
-    add("--schedule", choices=tuple(genhmr.genhmr.SCHEDULES), help="genhmr: masking schedule of "
-        "sampling, Table 11 (default: cosine)")
-    add("--top-k", type=int, metavar="K", help="genhmr: draw each token among the K most likely, "
-        "Table 12 (default: 1)")
-    add("--samples", type=int, metavar="N", help="genhmr: draw N poses for each picture, and score "
-        "them as a distribution, see tasks/posterior.py")
-    add("--brief", action="store_true", default=None, help="genhmr: leave the rows of Tables 2 and "
-        "3 out of the last scores")
-    add("--expert", metavar="FILE", help="hmr_adapter: checkpoint of the expert to adapt: "
-        "train.py's, HaMeR's or SMPLer-X's")
-    add("--guide", metavar="FILE", help="hmr_adapter: checkpoint of a whole-body stage, or "
-        "SMPLer-X's, which finds the arms for --stage hand; of --stage all --eval the body path, "
-        "beside the hand path in --checkpoint")
-
-
 def run(argv: list[str], world: World | None = None) -> World | None:
     """Do all runs that a command line stands for; return the processes.
 
@@ -700,6 +668,12 @@ def run(argv: list[str], world: World | None = None) -> World | None:
     except KeyboardInterrupt:
         fail("interrupted: the same command continues")
     return world
+
+
+def message_of(error: Exception) -> str:
+    """Return an error's message; of one that contains a data process's traceback, the last line."""
+    text = str(error).strip()
+    return re.sub(r"^\w+: ", "", text.split("\n")[-1]) if "Traceback (most" in text else text
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import sem  # standard error of the mean
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -26,9 +24,8 @@ import bodymodels
 import data
 import metrics
 from files import safe_unpickle
-from networks.overlays import png
-from tasks.settings import RunConfig, Settings, preset_settings, stored_settings
-from weights.files import require, without_settings
+from tasks.settings import Settings
+from weights.files import require
 
 EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defined
     "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
@@ -62,30 +59,21 @@ class Predictions:
         """The values of the first predictor, the one that the pictures show."""
         return next(iter(self.found.values()))
 
-    def numpy(self) -> Predictions:
-        """The same as NumPy arrays in memory."""
-        return combine(lambda value: value.cpu().numpy(), self)
+    def rows(self, start: int, stop: int) -> Predictions:
+        """Select the samples of these rows."""
+        return self.map(lambda values: values[start:stop])
 
-    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Predictions:
-        """Select samples."""
-        return combine(lambda value: value[rows], self)
-
-    @staticmethod
-    def join(parts: Sequence[Predictions]) -> Predictions:
-        """Join the predictions of several batches, in the order of the test split."""
-        order = np.concatenate([part.index for part in parts]).argsort()
-        return combine(lambda *values: np.concatenate(values)[order], *parts)
+    def map(self, function: Callable, *others: Predictions) -> Predictions:
+        """Apply a function to each of the values, together with that of the others."""
+        return Predictions(*(combine(function, *(getattr(each, name) for each in (self, *others)))
+                             for name in ("index", "found", "truth")))
 
 
-def combine(function: Callable, *parts: Predictions) -> Predictions:
-    """Apply a function to every value of predictions, together with that of the other parts."""
-    def each(*values: object) -> object:
-        if isinstance(values[0], dict):
-            return {name: each(*(value[name] for value in values)) for name in values[0]}
-        return function(*values)
-
-    return Predictions(*(each(*(getattr(part, name) for part in parts))
-                         for name in ("index", "found", "truth")))
+def combine(function: Callable, *trees: object) -> object:
+    """Apply a function to the values in equally nested dictionaries: one call for each place."""
+    if not isinstance(trees[0], dict):
+        return function(*trees)
+    return {name: combine(function, *(tree[name] for tree in trees)) for name in trees[0]}
 
 
 def better(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
@@ -106,26 +94,23 @@ class Task(ABC):
 
     config: the paper's, of model and optimisation. arguments: the flags. origin: the content of the
     checkpoint that is continued, evaluated or started from; empty for new weights. settings: of the
-    run. faces: of the meshes in pictures. Raises ValueError if these do not go together.
+    run. Subclasses add `faces`, of the meshes in pictures. Raises ValueError if these do not go
+    together.
     """
 
-    Config: ClassVar[type]  # the dataclass whose fields --set changes
-    PRESETS: ClassVar[Mapping[str, RunConfig]]
+    PRESETS: ClassVar[Mapping[str, object]]  # by preset the paper's config, which --set changes
     SETTINGS: ClassVar[Mapping[str, Settings]]  # by preset
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
-    ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, see train.add_own_flags
+    ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, names of train.FLAGS
+    NEXT: ClassVar[str]  # the next command, with {checkpoint} and other flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
-    PRETRAINED: ClassVar[str] = ""  # weights from which the paper's backbone starts
-    BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     BASELINE: ClassVar[str] = "mean hand"  # name of the constant predictions in the table
     COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
     JOINTS: ClassVar[int] = 21  # of `points`, before the vertices
     PIECE: ClassVar[int] = 10**9  # samples whose meshes are in memory at a time
-    MOVED: ClassVar[Sequence[str]] = ()  # attributes that losses and predictions need on the device
-    NEXT: ClassVar[str]  # the next command, with {checkpoint} and other flags
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+    def __init__(self, config: object, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings) -> None:
         self.config, self.arguments, self.settings = config, arguments, settings
         self.origin = origin
@@ -133,11 +118,7 @@ class Task(ABC):
         judged = EVALUATIONS.get(arguments.protocol, ("",))[0] if arguments.eval else ""
         self.data = arguments.data or judged or origin.get("data", "rendered")
         self.protocol = arguments.protocol or self.PROTOCOLS.get(self.data, "")
-        self.check_data()
-
-    def check_data(self) -> None:
-        """Raise ValueError unless the kind of data, its folder and the protocol go together."""
-        name, arguments, known = f"--data {self.data}", self.arguments, self.PROTOCOLS
+        name, known = f"--data {self.data}", self.PROTOCOLS
         require(self.data in known, f"{name}: expected one of {', '.join(known)}")
         own = known[self.data]
         require(own in ("", self.protocol), f"{name} is evaluated by {own}, not by {self.protocol}")
@@ -152,22 +133,7 @@ class Task(ABC):
     # ---- the command
 
     @classmethod
-    def settings_of(cls, arguments: argparse.Namespace, origin: Mapping[str, object]) -> Settings:
-        """Return the settings in a checkpoint of this stage, else those of the preset.
-
-        Stages of HMR-Adapter share them: an expert may come from inside an adapter.
-        """
-        settings = preset_settings(cls.SETTINGS, arguments.preset or origin.get("preset"))
-        own = origin and (origin["name"] == arguments.name or arguments.model == "hmr_adapter")
-        return dataclasses.replace(settings, **stored_settings(origin)) if own else settings
-
-    @classmethod
-    def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
-        """Make the config of a run that is continued from its fields."""
-        return cls.Config(**without_settings(fields, cls.Config))
-
-    @classmethod
-    def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+    def adapt(cls, config: object, arguments: argparse.Namespace) -> object:
         """Return the config, adapted to the files that the flags name."""
         return config
 
@@ -181,18 +147,18 @@ class Task(ABC):
     @functools.cached_property
     def train_set(self) -> Dataset:
         """The training split, augmented."""
-        return self.data_set("train", self.settings.train_samples)
+        return self.data_set("train")
 
     @functools.cached_property
     def test_set(self) -> Dataset:
         """The test split, not augmented."""
-        return self.data_set("test", self.settings.test_samples)
+        return self.data_set("test")
 
     @abstractmethod
-    def data_set(self, split: str, length: int) -> Dataset:
-        """Open the split "train" or "test". length: number of samples, of rendered data."""
+    def data_set(self, split: str) -> Dataset:
+        """Open the split "train" or "test"."""
 
-    def rendered(self, kind: Callable[..., Dataset], split: str, size: int, length: int,
+    def rendered(self, kind: Callable[..., Dataset], split: str, size: int,
                  **options: object) -> Dataset:
         """Open pictures of `size` pixels that a class of sets/ renders by the settings.
 
@@ -203,7 +169,8 @@ class Task(ABC):
             value = getattr(self.settings, name)
             if value is not None:  # else the stage has no such setting
                 options[name] = plain.get(name, value)
-        return kind(split, size, length=length, cache=self.arguments.cache, **options)
+        return kind(split, size, length=getattr(self.settings, f"{split}_samples"),
+                    cache=self.arguments.cache, **options)
 
     def official(self, split: str, size: int, **options: object) -> Dataset:
         """Open the official training data, or the data on which the protocol is defined."""
@@ -222,10 +189,11 @@ class Task(ABC):
         """Build the model as training begins."""
 
     def to(self, device: torch.device) -> None:
-        """Move what losses and predictions need to a device, once."""
-        for name in self.MOVED:
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).to(device))
+        """Move what losses and predictions need to a device, once; scores are computed on the CPU.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, nn.Module) and name != "body":
+                value.to(device)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
@@ -245,27 +213,27 @@ class Task(ABC):
         """
 
     def scores(self, predictions: Predictions) -> Scores:
-        """Score every predictor and the constants of the baseline; empty without annotation."""
-        parts = [self.piece_errors(predictions[start:start + self.PIECE])
-                 for start in range(0, len(predictions.index), self.PIECE)]
-        errors = {name: {metric: np.concatenate([part[name][metric] for part in parts])
-                         for metric in parts[0][name]} for name in parts[0]}
+        """Score every predictor and the constants of the baseline; empty without annotation.
+
+        The errors of each sample are left in predictions.errors.
+        """
+        starts = range(0, len(predictions.index), self.PIECE)
+        parts = [self.errors(predictions.rows(start, start + self.PIECE)) for start in starts]
+        errors = combine(lambda *values: np.concatenate(values), *parts)
+        scores = combine(lambda values: float(values[~np.isnan(values)].mean()), errors)
         predictions.errors = {name: errors[name] for name in predictions.found}
-        scores = {name: {metric: float(values[~np.isnan(values)].mean())
-                         for metric, values in rows.items()} for name, rows in errors.items()}
         if self.baseline is not None:
             scores[self.BASELINE] = better(scores.pop("mean"), scores.pop("mean shape"))
         return scores
 
-    def piece_errors(self, predictions: Predictions) -> Errors:
+    def errors(self, predictions: Predictions) -> Errors:
         """Compute the errors of all predictors and of both constants of the baseline."""
         truth = self.truth(predictions)
         meshes = {name: self.mesh(values) for name, values in predictions.found.items()}
         if self.baseline is not None:
             count = len(next(iter(truth.values())))
-            meshes |= {name: self.as_mesh(np.broadcast_to(points, (count, *points.shape)))
-                       for name, points in zip(("mean", "mean shape"), self.baseline.numpy(),
-                                               strict=True)}
+            for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
+                meshes[name] = self.as_mesh(np.broadcast_to(points, (count, *points.shape)))
         return {name: self.judge(mesh, truth) for name, mesh in meshes.items()}
 
     def truth(self, predictions: Predictions) -> Mesh:
@@ -301,45 +269,10 @@ class Task(ABC):
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
 
-    def notes(self, predictions: Predictions) -> str:
-        """Describe mean differences of errors, paired by sample, with their standard errors."""
-        text = ""
-        for name, other in self.COMPARED:
-            rows, others = (predictions.errors.get(each) for each in (name, other))
-            if rows and others:
-                differences = {metric: values - others[metric] for metric, values in rows.items()}
-                text += f"{name} minus {other}: " + "  ".join(
-                    f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}"
-                    for metric, each in differences.items()) + "\n"
-        return text
-
     # ---- files
 
-    def write(self, predictions: Predictions, out: Path) -> None:
-        """Write predictions.png, the first samples of the test split, and errors.npz.
-
-        The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
-        """
-        if predictions.errors:
-            errors = {f"{name}: {metric}": values.astype(np.float32)
-                      for name, rows in predictions.errors.items()
-                      for metric, values in rows.items()}
-            content = io.BytesIO()
-            np.savez(content, **errors)
-            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
-        images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png")
-
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """Draw a test image, the predicted and the true mesh over it: (H, 3 W, 3) of 0..1.
-
-        A mesh without a known translation is left out.
-        """
-        photo, K, *meshes = self.scene(index, predictions)
-        return np.concatenate([photo] + [
-            bodymodels.render(mesh, self.faces, K, photo.shape[:2], background=photo, opacity=0.75,
-                              supersample=2).image if mesh[:, 2].min() > 0 else photo
-            for mesh in meshes], 1)
+    def write(self, predictions: Predictions, out: Path) -> None:  # noqa: B027
+        """Write the file that the data set's evaluation server or toolkit takes, if it has one."""
 
     @abstractmethod
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
@@ -353,7 +286,6 @@ class BodyTask(Task):
     BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
     JOINTS, PIECE = 24, 500
     BASELINE = "mean pose"
-    MOVED = ("light_body",)
     REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column "
               "the better one.\n")
 
@@ -384,24 +316,9 @@ class BodyTask(Task):
                                         for name in ("betas", "pose")))
         return {"joints": joints.numpy(), "vertices": vertices.numpy()}
 
-    def notes(self, predictions: Predictions) -> str:
-        """Also list the aligned errors of rendered people by heading: fronts, sides and backs."""
-        text = super().notes(predictions)
-        if self.data != "rendered":
-            return text
-        away = predictions.truth["pose"][:, 0, 2, 2]  # cosine: 1 looks where the camera looks
-        groups = {"fronts": away < -0.5, "sides": abs(away) <= 0.5, "backs": away > 0.5}
-        for name, rows in predictions.errors.items():
-            metric = next((metric for metric in rows if metric.startswith("PA-")), None)
-            if metric:  # else the protocol aligns nothing
-                text += f"{name}, {metric}: " + ", ".join(
-                    f"{group} {rows[metric][chosen].mean():.1f} ({chosen.sum()})"
-                    for group, chosen in groups.items() if chosen.any()) + "\n"
-        return text
-
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return a test image, its K, and both meshes with their pelvis where the true one is."""
-        sample, one = self.test_set[index], predictions[index:index + 1]
+        sample, one = self.test_set[index], predictions.rows(index, index + 1)
         found, truth = (self.mesh(values) for values in (one.first, one.truth))
         pelvis = truth["joints"][0, 0] + sample["transl"].numpy()
         return photo_of(sample["image"]), sample["K"], *(
@@ -443,22 +360,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             groups[not spared].append(parameter)
     return [{"params": groups[True], "weight_decay": weight_decay},
             {"params": groups[False], "weight_decay": 0.0}]
-
-
-def read_content(path: Path) -> dict[str, object]:
-    """Read the content of a checkpoint of train.py; empty for one of another program."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # readable, since the model has been loaded: objects of another program
-        return {}
-    ours = isinstance(content, dict) and "config" in content and "name" in content
-    return content if ours else {}
-
-
-def draw_grid(images: Sequence[np.ndarray], path: Path) -> None:
-    """Write images (H, W, 3) of 0..1 in three columns, as one PNG."""
-    images = [np.pad(image.clip(0, 1), ((0, 8), (0, 8), (0, 0)), constant_values=1.0)
-              for image in images]
-    images += [np.ones_like(images[0])] * (-len(images) % 3)
-    bodymodels.write_atomically(path, png(np.concatenate([
-        np.concatenate(images[start:start + 3], 1) for start in range(0, len(images), 3)])))

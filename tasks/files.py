@@ -7,17 +7,19 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import sem  # standard error of the mean
 
 import bodymodels
+from networks.overlays import png
 from sets.samples import fcntl
-from tasks.base import Scores, is_error
+from tasks.base import Errors, Predictions, Scores, Task, is_error
 from weights.files import check_whole, require
 
 
@@ -67,6 +69,16 @@ def read_run(path: Path) -> dict[str, object] | None:
     return run
 
 
+def read_content(path: Path) -> dict[str, object]:
+    """Read the content of a checkpoint of train.py; empty for one of another program."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # readable, since the model has been loaded: objects of another program
+        return {}
+    ours = isinstance(content, dict) and "config" in content and "name" in content
+    return content if ours else {}
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, and the second after a colon."""
     first, *others = str(error).strip().split("\n")
@@ -92,13 +104,8 @@ def cut_table(path: Path, step: int) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    write_table(path, rows)
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a csv file as a whole; "nan" for what a row does not have."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), "nan")
+    writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
     writer.writerows(rows)
     bodymodels.write_atomically(path, text.getvalue().encode())
@@ -107,34 +114,58 @@ def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 def add_row(path: Path, row: Mapping[str, float]) -> None:
     """Write a row at the end of a csv file, at once; a new file begins with the names.
 
-    A resumed run may have other terms: its file then gets more columns.
+    Terms that only a resumed run has are not written.
     """
-    texts, names = {name: f"{value:.9g}" for name, value in row.items()}, []
-    if path.exists():
-        with open(path, newline="") as file:
-            names = next(csv.reader(file), [])
-    if not set(texts) <= set(names):
-        write_table(path, [*read_table(path), texts])
-        return
-    with open(path, "a", newline="") as file:
-        csv.DictWriter(file, names, "nan").writerow(texts)
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        names = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, names or list(row), "nan", "ignore")
+        if names is None:
+            writer.writeheader()
+        writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
 
 
-def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
-    """Write a row of scores.csv; returns whether its score `best` is the best so far."""
+def add_scores(out: Path, step: int, scores: Scores) -> bool:
+    """Write a row of scores.csv; returns whether its PA-MPJPE, else its MPJPE, is the least so far.
+    """
     path, row = out / "scores.csv", {"step": step, **next(iter(scores.values()), {})}
     rows = read_table(path)
     if step not in (int(other["step"]) for other in rows):
         add_row(path, row)
         print(f"\ntest at step {step}: " + "  ".join(
             f"{name} {value:.4g}" for name, value in list(row.items())[1:]), flush=True)
-    metric = next((name for name in row if name.endswith(best)), None)  # "clear PA-MPJPE", say
+    metric = next((name for end in ("PA-MPJPE", "MPJPE") for name in row if name.endswith(end)),
+                  None)  # "clear PA-MPJPE", say
     if metric is None:
         return False
-    sign = 1 if is_error(metric) else -1
-    before = [sign * float(other.get(metric, "nan")) for other in rows if int(other["step"]) < step]
-    least = min((value for value in before if not math.isnan(value)), default=math.inf)
-    return sign * float(f"{row[metric]:.9g}") < least  # NaN never is
+    before = [float(other.get(metric, "nan")) for other in rows if int(other["step"]) < step]
+    least = np.nanmin([math.inf, *before])
+    return float(f"{row[metric]:.9g}") < least  # NaN never is
+
+
+# ------------------------------------------------------------------------------------ reports
+
+
+def report(task: Task, predictions: Predictions, scores: Scores) -> None:
+    """Print the table of scores; write errors, pictures and the file of the data set's toolkit.
+
+    errors.npz has the errors of every sample, "PREDICTOR: METRIC", to compare two runs by.
+    """
+    out, errors = task.arguments.out, predictions.errors
+    if scores:
+        print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
+              f"1.\n{task.REMARK}{comparisons(task, errors)}")
+    else:
+        print("\nno annotation to score against\n")
+    if errors:
+        content = io.BytesIO()
+        np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
+                             for name, rows in errors.items() for metric, values in rows.items()})
+        bodymodels.write_atomically(out / "errors.npz", content.getvalue())
+    task.write(predictions, out)
+    draw_predictions(task, predictions, out / "predictions.png")
+    if not task.arguments.eval:
+        draw_curves(out)
 
 
 def score_table(scores: Scores) -> str:
@@ -147,6 +178,37 @@ def score_table(scores: Scores) -> str:
         lines.append(f"{name:{width}}" + "".join(
             f"{values.get(metric, math.nan):{column}.3f}" for metric in metrics))
     return "\n".join(lines)
+
+
+def comparisons(task: Task, errors: Errors) -> str:
+    """Describe mean differences of errors, paired by sample, with their standard errors."""
+    text = ""
+    for name, other in task.COMPARED:
+        if name in errors and other in errors:
+            text += f"{name} minus {other}: "
+            for metric, values in errors[name].items():
+                each = values - errors[other][metric]
+                text += f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}  "
+            text = text.rstrip() + "\n"
+    return text
+
+
+def draw_predictions(task: Task, predictions: Predictions, path: Path) -> None:
+    """Draw the first test images, each with the predicted and the true mesh over it, as one PNG.
+
+    A mesh without a known translation is left out.
+    """
+    images = []
+    for index in range(min(12, len(task.test_set))):
+        photo, K, *meshes = task.scene(index, predictions)
+        drawn = [bodymodels.render(mesh, task.faces, K, photo.shape[:2], background=photo,
+                                   opacity=0.75, supersample=2).image
+                 if mesh[:, 2].min() > 0 else photo for mesh in meshes]
+        image = np.concatenate([photo, *drawn], 1).clip(0, 1)
+        images.append(np.pad(image, ((0, 8), (0, 8), (0, 0)), constant_values=1.0))
+    images += [np.ones_like(images[0])] * (-len(images) % 3)  # three columns
+    bodymodels.write_atomically(path, png(np.concatenate([
+        np.concatenate(images[start:start + 3], 1) for start in range(0, len(images), 3)])))
 
 
 def draw_curves(out: Path) -> None:

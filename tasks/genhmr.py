@@ -86,15 +86,10 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
 class TokenizerTask(BodyTask):
     """Stage 1: poses to tokens and back."""
 
-    Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
-    SETTINGS = GENHMR_TOKENIZER
+    PRESETS, SETTINGS = genhmr.TOKENIZER_PRESETS, GENHMR_TOKENIZER
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
-    BEST = "MPJPE"
-    REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
-              "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
-              f"decoding and encoding again.\n{BodyTask.REMARK}")
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -108,7 +103,7 @@ class TokenizerTask(BodyTask):
         """Load a tokenizer, alone or inside a GenHMR."""
         return load_tokenizer(path)
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion.
 
         A run chooses its best weights on AMASS's validation split, as the paper does; with MOYO
@@ -117,6 +112,7 @@ class TokenizerTask(BodyTask):
         arguments, training = self.arguments, split == "train"
         settings, seed = self.settings, self.settings.seed if training else 0
         if self.data == "rendered":
+            length = settings.train_samples if training else settings.test_samples
             return data.MotionPoses(split, length, seed, views=settings.views,
                                     lean=settings.lean, wide=settings.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
@@ -140,49 +136,14 @@ class TokenizerTask(BodyTask):
         return genhmr.total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Decode each pose from its tokens; at the end also from wrong tokens."""
-        tokens, betas = model.encode(batch["pose"]), batch["betas"]
-        decoded = model.decode(tokens)
-        found = {"tokenizer": (decoded, model.encode(decoded))}
-        if final:
-            turned, random = self.disturbed(model, batch, tokens)
-            found |= {name: (model.decode(wrong), wrong) for name, wrong in (
-                ("1 degree", turned), ("10 % random", random))}
-        return Predictions(
-            batch["index"], {name: {"pose": pose, "betas": betas, "tokens": other}
-                             for name, (pose, other) in found.items()},
-            {"pose": batch["pose"], "betas": betas, "tokens": tokens})
-
-    def disturbed(self, model: nn.Module, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens of slightly turned poses, and the true tokens, a tenth of them random.
-
-        What is drawn for a sample depends on its index alone.
-        """
-        length, codes = tokens.shape[1], len(model.codebook)
-        rngs = map(np.random.default_rng, batch["index"].tolist())
-        draws = [(rng.standard_normal((24, 3)), rng.random(length) < 0.1,
-                  rng.integers(codes, size=length)) for rng in rngs]
-        axes, random, other = (torch.from_numpy(np.stack(each)).to(tokens.device)
-                               for each in zip(*draws, strict=True))
-        axes = F.normalize(axes.to(batch["pose"]), dim=-1)
-        turns = bodymodels.axis_angle_to_matrix(np.deg2rad(1.0) * axes)
-        return model.encode(batch["pose"] @ turns), torch.where(random, other, tokens)
-
-    def piece_errors(self, predictions: Predictions) -> Errors:
-        """Compute the errors of all predictors, and the share of tokens that they changed."""
-        errors = super().piece_errors(predictions)
-        for name, values in predictions.found.items():
-            changed = values["tokens"] != predictions.truth["tokens"]
-            errors[name]["changed %"] = 100 * changed.mean(1)
-        return errors
-
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """Draw the decoded and the true pose side by side."""
-        return super().picture(index, predictions)[:, 160:]
+        """Decode each pose from its tokens."""
+        decoded = model.decode(model.encode(batch["pose"]))
+        truth = {name: batch[name] for name in ("pose", "betas")}
+        return Predictions(batch["index"], {"tokenizer": truth | {"pose": decoded}}, truth)
 
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return white, a camera, and both bodies 4 m away from it."""
-        one = predictions[index:index + 1]
+        one = predictions.rows(index, index + 1)
         K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
         return white, K, *(self.mesh(values)["vertices"][0] + (0, 0, 4)
                            for values in (one.first, one.truth))
@@ -191,7 +152,7 @@ class TokenizerTask(BodyTask):
 class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
-    Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
+    PRESETS, SETTINGS = small_encoder.PRESETS, GENHMR_ENCODER
     PROTOCOLS = {"rendered": "rendered_bodies"}
     ARGUMENTS = ()
     NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
@@ -204,9 +165,9 @@ class EncoderTask(BodyTask):
         encoder.config = EncoderConfig()  # encoders have one size
         return encoder
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of rendered people."""
-        return self.rendered(data.RenderedBodies, split, IMAGE_SIZE, length)
+        return self.rendered(data.RenderedBodies, split, IMAGE_SIZE)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
@@ -324,7 +285,7 @@ def in_random_crops(keypoints: Tensor) -> Tensor:
 class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
-    Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
+    PRESETS, SETTINGS = genhmr.PRESETS, GENHMR_TRANSFORMER
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
@@ -334,7 +295,6 @@ class TransformerTask(BodyTask):
               "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
     ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
                  "brief")
-    PRETRAINED = "ViTPose's, as HMR2.0's do (GenHMR is silent)"
     NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
@@ -345,8 +305,8 @@ class TransformerTask(BodyTask):
               "noise of sigma 2 % of the crop's side. encoder: the pose\nthat the small image "
               "encoder lifts; tokens: encoded and decoded. own 2D: the mean code at temperature "
               f"0.7, refined on the\nencoder's own keypoints.\n{BodyTask.REMARK}")
-    COMPARED = (("T=5", "T=1"), ("T=20", "T=1"), ("T=5 P=10", "T=5"), ("mean code", "T=1"),
-                ("mean code", "encoder"), ("encoder, tokens", "encoder"),
+    COMPARED = (*((f"T={T}", "T=1") for T in (2, 5, 10, 20)), ("T=5 P=10", "T=5"),
+                ("mean code", "T=1"), ("mean code", "encoder"), ("encoder, tokens", "encoder"),
                 ("mean code, own 2D", "encoder"))
 
     @classmethod
@@ -381,11 +341,11 @@ class TransformerTask(BodyTask):
         own = OWN if judges and judges.DETECTED else None
         self.detections = arguments.detections or own  # of the pictures to evaluate on
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of rendered people, or of official data."""
         size, training = self.config.image_size, split == "train"
         if self.data == "rendered":
-            return self.rendered(data.RenderedBodies, split, size, length)
+            return self.rendered(data.RenderedBodies, split, size)
         return self.official(split, size, models=self.arguments.models,
                              augmentation=self.settings.augmentation if training else None,
                              **({} if training else {"detections": self.detections}))
@@ -464,21 +424,18 @@ class TransformerTask(BodyTask):
             model, features, self.light_body, true, T, self.arguments.samples,
             int(batch["index"][0])) for T, pose in greedy.items()}
         return Predictions(batch["index"], found, {
-            "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
-            "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
+            "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1]})
 
-    def notes(self, predictions: Predictions) -> str:
-        """Write the scores of drawn poses: of all, clear and truncated people."""
-        inside = predictions.truth.get("inside")
-        if inside is None:
-            return super().notes(predictions)
-        first, truth = predictions.first["draws"], predictions.truth["joints"]
-        errors = {name: posterior.posterior_errors(found["draws"], first, truth)
-                  | {"NLL": found["nll"], "kept %": found["kept"]}
-                  for name, found in predictions.found.items()}
-        groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
-        return "".join(posterior.table(errors, rows, title)
-                       for title, rows in groups.items() if rows.sum() > 1)
+    def errors(self, predictions: Predictions) -> Errors:
+        """Compute the errors of all predictors; those of drawn poses are in tasks/posterior.py."""
+        errors = super().errors(predictions)
+        if "draws" in predictions.first:
+            first, truth = predictions.first["draws"], predictions.truth["joints"]
+            for name, found in predictions.found.items():
+                drawn = posterior.posterior_errors(found["draws"], first, truth)
+                errors[name] |= drawn | {"energy - control": drawn["energy"] - drawn["control"],
+                                         "NLL": found["nll"], "kept %": found["kept"]}
+        return errors
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch,
                 steps: int) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -38,7 +37,7 @@ from tasks.base import (
     load_regressor,
     photo_of,
 )
-from tasks.settings import HMR_ADAPTER, HMR_EXPERT, RunConfig, own_overrides, suitable_preset
+from tasks.settings import HMR_ADAPTER, HMR_EXPERT, own_overrides, suitable_preset
 from weights.files import require
 from weights.hmr_adapter import (
     expert_of,
@@ -69,10 +68,12 @@ class PeopleTask(Task):
     ADAPTS = False  # whether the stage builds on an expert
     DETAIL = 1  # of OfficialPeople that are judged
 
-    @staticmethod
-    @abstractmethod
-    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
-        """Load an expert, also from inside an adapter or from a release."""
+    @classmethod
+    def load_expert(cls, file: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load HaMeR, SMPLer-X or one of our experts, also from inside an adapter."""
+        if issubclass(cls, HandExpertTask):
+            return load_hand_expert(file)
+        return load_body_expert(file, hand_mean=mean_hand(arguments))
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -83,7 +84,7 @@ class PeopleTask(Task):
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
     @classmethod
-    def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+    def adapt(cls, config: object, arguments: argparse.Namespace) -> object:
         """The config with that of the given expert."""
         if not cls.ADAPTS or not arguments.expert:
             return config
@@ -105,7 +106,7 @@ class PeopleTask(Task):
         require(arguments.eval or config.inject != "none" or config.trainable != "adapter",
                 "inject=none leaves nothing to train: set trainable=head or all")
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of rendered people, or of official data."""
         config, settings, training = self.config, self.settings, split == "train"
         size = config.body_size if training else settings.test_body_size or config.body_size
@@ -114,7 +115,7 @@ class PeopleTask(Task):
             return self.official(split, size, hand_size=hand_size, models=self.arguments.models,
                                  augmentation=settings.augmentation if training else None,
                                  detail=1 if training else self.DETAIL)
-        return self.rendered(data.RenderedPeople, split, size, length, occlusion=OCCLUDED,
+        return self.rendered(data.RenderedPeople, split, size, occlusion=OCCLUDED,
                              hand_size=hand_size, lens_size=max(128, size))
 
     def build(self) -> nn.Module:
@@ -148,7 +149,6 @@ class HandExpertTask(PeopleTask):
     relative to the wrist, the left one mirrored.
     """
 
-    Config = hmr_adapter.HandExpertConfig
     PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people_hands", "arctic": "arctic_p1val"} | dict.fromkeys((
@@ -156,7 +156,6 @@ class HandExpertTask(PeopleTask):
         "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
     NEXT = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
-    MOVED = ("hand",)
     INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
     REMARK = ("Hands relative to their wrists; occluded: less than half of it is visible. Mean "
@@ -168,11 +167,6 @@ class HandExpertTask(PeopleTask):
         self.hand = bodymodels.load_model("hand_right") if free else bodymodels.load_model(
             self.arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
-
-    @staticmethod
-    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
-        """Load HaMeR, or ours."""
-        return load_hand_expert(source)
 
     def pictures(self, batch: Batch) -> Tensor:
         """Return the crops (2 B, 3, S, S) of both hands."""
@@ -204,28 +198,25 @@ class HandExpertTask(PeopleTask):
         found = {name: {"points": self.hands(output).unflatten(0, (-1, 2))}
                  for name, output in self.outputs(model, batch).items()}
         return Predictions(batch["index"], found, {
-            "points": self.true_hands(batch), "valid": batch["hand_valid"],
+            "points": self.from_wrist(batch["hand_vertices"]), "valid": batch["hand_valid"],
             "visible": batch["hand_visible"]})
 
     def hands(self, output: Output) -> Tensor:
         """Return joints and vertices (B, 21 + 778, 3) relative to the wrist."""
-        vertices = self.hand(output["betas"], output["hand_pose"]).vertices
-        joints = torch.einsum("jv,bvc->bjc", self.hand.keypoint_regressor, vertices)
-        return torch.cat([joints, vertices], 1) - joints[:, :1]
+        return self.from_wrist(self.hand(output["betas"], output["hand_pose"]).vertices)
 
-    def true_hands(self, batch: Batch) -> Tensor:
-        """Return the same of the true hands: (B, 2, 21 + 778, 3).
+    def from_wrist(self, vertices: Tensor) -> Tensor:
+        """Return joints and vertices (..., 21 + 778, 3) relative to the wrist; of true hands, too.
 
-        Joints are regressed from the mesh, as the predicted ones (SMPLer-X): those of the skeleton,
-        with which the networks learn, are about 3 mm away.
+        Joints are regressed from the mesh (SMPLer-X): those of the skeleton, with which the
+        networks learn, are about 3 mm away.
         """
-        vertices = batch["hand_vertices"]
-        joints = torch.einsum("jv,bhvc->bhjc", self.hand.keypoint_regressor, vertices)
-        return torch.cat([joints, vertices], 2) - joints[:, :, :1]
+        joints = torch.einsum("jv,...vc->...jc", self.hand.keypoint_regressor, vertices)
+        return torch.cat([joints, vertices], -2) - joints[..., :1, :]
 
     def points(self, batch: Batch) -> Tensor:
         """Return the same of all true hands that are in the picture."""
-        return self.true_hands(batch)[batch["hand_valid"] > 0]
+        return self.from_wrist(batch["hand_vertices"])[batch["hand_valid"] > 0]
 
     def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
         """Joints and vertices of both hands of all people, one after another."""
@@ -260,11 +251,10 @@ class HandExpertTask(PeopleTask):
 class HandAdapterTask(HandExpertTask):
     """The hand adapter: hands from their crops and the pose of the arm."""
 
-    Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
-    DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
+    DETAIL, INPUTS = 4, ("images", "arm", "arm_valid")
     ARGUMENTS = "models", "expert", "guide"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
@@ -330,7 +320,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     The "betas" of its predictions are shape and expression together, (B, 20).
     """
 
-    Config = hmr_adapter.BodyExpertConfig
     PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people", "arctic": "arctic_p1val", "ehf": "ehf",
@@ -340,11 +329,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     BODY, FAMILY = "wholebody", "smplx"
     JOINTS, PIECE = 76, 200
     NEXT = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
-
-    @staticmethod
-    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
-        """Load SMPLer-X, or ours."""
-        return load_body_expert(source, hand_mean=mean_hand(arguments))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training."""
@@ -370,23 +354,10 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
-        truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
-        if self.data == "rendered":
-            box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
-            inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
-            truth["knuckles_found"] = torch.where(
-                batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
         betas = self.shape(output)
-        return Predictions(batch["index"], {
-            name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
-
-    def notes(self, predictions: Predictions) -> str:
-        """Also print the share of true knuckles that lie in the hand boxes of the body expert."""
-        text = super().notes(predictions)
-        if "knuckles_found" not in predictions.truth:
-            return text
-        share = np.nanmean(predictions.truth["knuckles_found"])
-        return f"{text}{share:.1%} of the true knuckles are in the predicted hand boxes.\n"
+        return Predictions(
+            batch["index"], {name: {"pose": pose, "betas": betas} for name, pose in poses.items()},
+            {"pose": batch["body_pose"], "betas": self.shape(batch)})
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""
@@ -450,7 +421,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
 class BodyAdapterTask(BodyExpertTask):
     """The body adapter: whole bodies, refined by the features at the knuckles."""
 
-    Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
@@ -481,7 +451,6 @@ class DualPathTask(BodyAdapterTask):
 
     DETAIL = 4
     COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
-    Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = "models", "guide"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "

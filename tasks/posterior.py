@@ -11,7 +11,8 @@ These scores are of draws x_1..x_S of the joints and the true joints y, in mm, r
     single    MPJPE of one draw; mean: of the draws' mean; best: of the draw next to the truth
     kept %    tokens that stay if a draw is decoded and encoded again
     spread    root mean square distance of the draws from their mean; error: of the truth from it.
-              Their ratio is 1 where the model knows how sure it may be
+              The ratio of their root mean squares over pictures is 1 where the model knows how sure
+              it may be
 
 ProHMR (Kolotouros et al., 2021), HuManiFlow (Sengupta et al., 2023) and MEGA (Fiche et al., 2025)
 are judged by such scores. All of this is ours: the paper reports single poses only.
@@ -22,7 +23,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import sem  # standard error of the mean
 from torch import Tensor
 
 import genhmr
@@ -96,24 +96,3 @@ def posterior_errors(draws: np.ndarray, first: np.ndarray, truth: np.ndarray
             "single": each.mean(1), "mean": distance(mean[:, 0], truth), "best": each.min(1),
             "spread": 1000 * np.sqrt(unbiased * squares),
             "error": 1000 * np.sqrt(np.square(mean[:, 0] - truth).sum(-1).mean(1))}
-
-
-def table(errors: dict[str, dict[str, np.ndarray]], rows: np.ndarray, title: str) -> str:
-    """Write the scores of the selected pictures, and what each T changes, with standard errors."""
-    first, *others = errors
-    chosen = {name: {column: values[rows] for column, values in each.items()}
-              for name, each in errors.items()}
-    lines = [f"\n{title}, {rows.sum()} pictures", f"{'':14}" + "".join(
-        f"{name:>16}" for name in (*errors[first], "spread / error"))]
-    for name, each in chosen.items():
-        ratio = np.sqrt(np.square(each["spread"]).mean() / np.square(each["error"]).mean())
-        lines.append(f"{name:14}" + "".join(
-            f"{value:16.3f}" for value in (*(values.mean() for values in each.values()), ratio)))
-        if name != first:
-            changes = [values - chosen[first][column] for column, values in each.items()]
-            lines.append(f"{'  minus ' + first:14}" + "".join(
-                f"{change.mean():+9.3f} {sem(change):6.3f}" for change in changes))
-    for name in others:
-        change = chosen[name]["energy"] - chosen[name]["control"]
-        lines.append(f"{name}: energy minus control {change.mean():+.2f} +- {sem(change):.2f} mm")
-    return "\n".join(lines)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from torch import Tensor, nn
 
 import data
 
-TIMEOUT = timedelta(minutes=30)  # of collectives in a step: a slow loader, a first compilation
-PATIENCE = timedelta(hours=12)  # of everything else: data preparation, evaluation, saving
+# Also while another machine prepares its data, or the leader scores
+PATIENCE = timedelta(hours=12)
 Value = TypeVar("Value")
 
 
@@ -32,7 +30,6 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
     workers: int = 0  # data processes of each rank
-    steps: dist.ProcessGroup | None = None  # for collectives of a step, which wait less long
 
     @property
     def leader(self) -> bool:
@@ -43,7 +40,7 @@ class World:
         """Average each value over all processes, to the same bits on each of them."""
         total = torch.tensor(list(values), dtype=torch.float64)
         if self.size > 1:
-            dist.all_reduce(total, group=self.steps)
+            dist.all_reduce(total)
         return (total / self.size).tolist()
 
     def share(self, value: Value) -> Value:
@@ -69,18 +66,10 @@ def join_world(workers: int | None = None) -> World:
     if workers is None:  # a CPU that trains has no core to spare
         cores = data.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(16, cores) if device.type == "cuda" else 0
-    if size == 1:
-        return World(device=device, workers=workers)
-    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                          is_master=served, timeout=PATIENCE)
-    # After a restart torchrun's store still has the addresses of the last attempt: use new names.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
-        store=dist.PrefixStore(f"attempt {attempt}", store),
-        timeout=PATIENCE)  # another machine may still prepare its data
-    return World(rank, size, device, workers, dist.new_group(timeout=TIMEOUT))
+    if size > 1:
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=PATIENCE)
+    return World(rank, size, device, workers)
 
 
 def choose_device() -> torch.device:
@@ -90,8 +79,6 @@ def choose_device() -> torch.device:
     if not torch.cuda.is_available():
         if neighbours > 1:  # torchrun would give each a single core
             torch.set_num_threads(max(1, data.available_cores() // neighbours))
-        else:
-            keep_freed_memory()
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(f"process {local_rank} on this machine has no GPU of its own: start at "
@@ -103,40 +90,28 @@ def choose_device() -> torch.device:
     return device
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep the buffers that a step frees for the next step, which is 9 % faster so."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of malloc.h: the largest that all versions accept
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-
-
 class MeanOverRanks(torch.autograd.Function):
-    """The mean of a tensor over all processes of a group, and of its gradient."""
+    """The mean of a tensor over all processes, and of its gradient."""
 
     @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor,
-                group: dist.ProcessGroup | None) -> Tensor:
-        total, context.group = x.clone(), group
-        dist.all_reduce(total, group=group)
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
         return total / dist.get_world_size()
 
     @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor
-                 ) -> tuple[Tensor, None]:
-        return MeanOverRanks.apply(gradient, context.group), None
+    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return MeanOverRanks.apply(gradient)
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes (PyTorch's SyncBatchNorm needs CUDA)."""
 
-    steps: dist.ProcessGroup  # of World
-
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         if not self.training:
             return super().forward(x)
         var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
-        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())), self.steps)
+        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())))
         mean, var = moments[0], moments[1] - moments[0].square()
         with torch.no_grad():
             count = x.numel() // x.shape[1] * dist.get_world_size()
@@ -148,13 +123,13 @@ class SharedBatchNorm(nn.BatchNorm2d):
         return x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
 
 
-def share_batch_norm(model: nn.Module, world: World) -> nn.Module:
+def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Make every batch norm of the model span all processes; names and weights stay."""
-    if world.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model, world.steps)
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__, module.steps = SharedBatchNorm, world.steps
+            module.__class__ = SharedBatchNorm
     return model
 
 

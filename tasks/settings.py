@@ -6,11 +6,8 @@ A paper's numbers are in the Config of its file. `Settings` are ours and stand h
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 import torch
 
@@ -19,23 +16,11 @@ from weights.files import require
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "step", "cosine")
 CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS}  # of fields
-LEAST = dict.fromkeys(("batch_size", "accumulate", "steps", "eval_every", "train_samples",
-                       "test_samples"), 1) | {"learning_rate": 1e-12}  # of fields, else 0
+COUNTS = "batch_size", "accumulate", "steps", "eval_every", "train_samples", "test_samples"
 ON_A_CPU = ("cpu", "ablation", "cpu_views")  # presets that are made for one
+OF_THE_LOOP = ("batch_size", "steps", "learning_rate", "schedule", "warmup_steps", "weight_decay",
+               "gradient_clip")  # the fields of a paper's Config that the loop reads
 Value = bool | int | float | str | tuple
-Fields = TypeVar("Fields")  # a dataclass: a paper's Config, or Settings
-
-
-class RunConfig(Protocol):
-    """The fields of a paper's Config that the loop reads."""
-
-    batch_size: int
-    steps: int
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    weight_decay: float
-    gradient_clip: float
 
 
 @dataclass(frozen=True)
@@ -139,57 +124,68 @@ def suitable_preset() -> str:
     return "h200" if memory > 100e9 else "single_gpu"
 
 
-def preset_settings(presets: Mapping[str, Settings], preset: str | None) -> Settings:
-    """Return a preset's settings; without one of that name the paper's, else the small model's."""
-    return presets.get(preset) or presets.get("paper") or presets["cpu"]
+def preset_settings(presets: Mapping[str, Settings], preset: str | None,
+                    content: Mapping[str, object] | None = None) -> Settings:
+    """Return a preset's settings; without one of that name the paper's, else the small model's.
 
-
-def stored_settings(content: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings in a checkpoint of train.py; older ones have them in the config.
-
-    A setting that its stage did not have, None, is left out.
+    content: of a checkpoint whose settings replace them, but for those that its stage did not have.
+    Older ones have them in the config.
     """
-    names = {field.name for field in dataclasses.fields(Settings)}
-    stored = content.get("settings") or content["config"]
-    return {name: value for name, value in stored.items() if name in names and value is not None}
+    settings = presets.get(preset) or presets.get("paper") or presets["cpu"]
+    stored = (content.get("settings") or content["config"]) if content else {}
+    return replace(settings, **{name: value for name, value in stored.items()
+                                if name in vars(settings) and value is not None})
 
 
 # -------------------------------------------------------------------------------------- --set
 
 
-def settable(values: object) -> dict[str, type]:
-    """Return the fields of a dataclass that --set changes, with their types."""
-    kinds = typing.get_type_hints(type(values))
-    return {name: next(iter(typing.get_args(kind)), kind) if type(None) in typing.get_args(kind)
-            else kind for name, kind in kinds.items()  # a part's config comes with the part
-            if not dataclasses.is_dataclass(kind) and getattr(values, name) is not None}
+def settable(*parts: object) -> dict[str, Value]:
+    """Return the fields of dataclasses that --set changes: a part's config comes with the part."""
+    return {name: value for part in parts for name, value in vars(part).items()
+            if value is not None and not dataclasses.is_dataclass(value)}
 
 
-def override(values: Fields, assignments: Sequence[str], beside: object = None) -> Fields:
-    """Apply each "field=value" to a config or to settings; raises ValueError for what does not fit.
+def override(assignments: Sequence[str], *parts: object) -> list:
+    """Apply each "field=value" to those of the dataclasses, a config and settings, that have it.
 
-    beside: the other of the two, whose fields may be assigned, too, but are not changed here.
+    Raises ValueError for what does not fit.
     """
-    kinds, changes = settable(values), {}
-    known = kinds if beside is None else kinds | settable(beside)
+    known, changes = settable(*parts), {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         require(equals and name in known, f"--set {assignment}: expected FIELD=VALUE with a field "
                 f"of: {', '.join(known)}")
-        if name in kinds:
-            try:
-                changes[name] = parse_value(kinds[name], text)
-            except (ValueError, KeyError):
-                kind = getattr(kinds[name], "__name__", kinds[name])
-                raise ValueError(f"--set {assignment}: {text!r} is not of type {kind}; by default "
-                                 f"{name} is {getattr(values, name)}") from None
+        try:
+            value = changes[name] = parse_value(text, known[name])
+        except (ValueError, LookupError):
+            raise ValueError(f"--set {assignment}: {text!r} is not of type "
+                             f"{type(known[name]).__name__}; by default {name} is {known[name]}"
+                             ) from None
+        require(name not in COUNTS or value >= 1, f"{name} is {value}: expected at least 1")
+        require("drop" not in name or 0 <= value < 1, f"{name} is {value}: expected a part of all, "
+                "from 0 to below 1")
+        require(value in CHOICES.get(name, [value]),
+                f"{name} is {value!r}: expected one of {', '.join(CHOICES.get(name, ()))}")
     try:
-        values = replace(values, **changes)
+        return [replace(part, **{name: value for name, value in changes.items()
+                                 if name in vars(part)}) for part in parts]
     except (ArithmeticError, TypeError, IndexError) as error:
         raise ValueError(f"--set {' '.join(assignments)}: no such model ({error})") from error
-    for name in kinds:
-        check_value(name, getattr(values, name))
-    return values
+
+
+def parse_value(text: str, old: Value) -> Value:
+    """Convert text to the type of an old value: a bool, number, string, or a tuple of these."""
+    if isinstance(old, tuple):
+        return tuple(parse_value(part, old[0]) for part in text.split(",") if text)  # "": ()
+    if isinstance(old, bool):
+        return {"true": True, "false": False}[text.lower()]
+    return type(old)(text)
+
+
+def as_text(value: Value) -> str:
+    """Format a value as --set takes it: the inverse of parse_value."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def own_overrides(assignments: Sequence[str], stage: type, stages: Iterable[type]) -> list[str]:
@@ -198,33 +194,7 @@ def own_overrides(assignments: Sequence[str], stage: type, stages: Iterable[type
     All but the fields that only other stages have; `override` refuses the rest.
     """
     def fields(task: type) -> set[str]:
-        names = {field.name for field in dataclasses.fields(task.Config)}
-        return names.union(*map(settable, task.SETTINGS.values()))
+        return {*vars(task.PRESETS["cpu"]), *settable(*task.SETTINGS.values())}
 
     foreign = set().union(*map(fields, stages)) - fields(stage)
     return [text for text in assignments if text.partition("=")[0] not in foreign]
-
-
-def parse_value(kind: type, text: str) -> Value:
-    """Convert text to a bool, int, float, str or comma-separated tuple of them."""
-    if typing.get_origin(kind) is tuple:
-        kind = typing.get_args(kind)[0]
-        return tuple(parse_value(kind, part) for part in text.split(",") if text)  # "": ()
-    return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-
-
-def as_text(value: Value) -> str:
-    """Format a value as --set takes it: the inverse of parse_value."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def check_value(name: str, value: Value) -> None:
-    """Raise ValueError for a value that the field cannot mean, as far as the loop can tell."""
-    least = LEAST.get(name, 0)
-    for number in value if isinstance(value, tuple) else (value,):
-        require(isinstance(number, str) or least <= number < math.inf,
-                f"{name} is {as_text(value)}: expected at least {least}, finite")
-    require("drop" not in name or value < 1,
-            f"{name} is {value}: expected a part of all, from 0 to below 1")
-    require(value in CHOICES.get(name, [value]),
-            f"{name} is {value!r}: expected one of {', '.join(CHOICES.get(name, ()))}")

@@ -21,7 +21,7 @@ from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks.base import Batch, Mesh, Predictions, Scores, Task, Terms, better, photo_of
 from tasks.settings import SIMPLEHAND
-from weights.files import require, without_settings
+from weights.files import require
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
@@ -30,11 +30,9 @@ ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the pred
 class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
-    Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
+    PRESETS, SETTINGS = ALL_PRESETS, SIMPLEHAND
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = "hand", "backbone"
-    PRETRAINED = "ImageNet's"
-    MOVED = ("keypoint_regressor",)
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -45,16 +43,10 @@ class SimpleHandTask(Task):
         require(self.data != "dexycb" or Path(file).is_dir(), "--data dexycb has left hands, too: "
                 "give the folder of MANO_RIGHT and MANO_LEFT with --hand")
         tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
-        hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
-        self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
-        require(self.keypoint_regressor.shape[1] == simplehand.VERTICES,
+        self.hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
+        self.faces = self.hand.faces
+        require(len(self.hand.v_template) == simplehand.VERTICES,
                 f"{file}: expected a hand of {simplehand.VERTICES} vertices")
-
-    @classmethod
-    def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
-        """Make the config with these fields, of the class that has them."""
-        kind = weights.simplehand.config_class(fields)
-        return kind(**without_settings(fields, kind))
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -70,11 +62,11 @@ class SimpleHandTask(Task):
             return replace(config, steps=100 * DEXYCB_IMAGES // config.batch_size)
         return config
 
-    def data_set(self, split: str, length: int) -> Dataset:
+    def data_set(self, split: str) -> Dataset:
         """A split of the chosen data."""
         config, views, training = self.config, self.settings.views, split == "train"
         if self.data == "rendered":
-            return self.rendered(data.RenderedHands, split, config.image_size, length,
+            return self.rendered(data.RenderedHands, split, config.image_size,
                                  in_plane=180.0 if views == 90.0 else views)
         augmentation = "official_simplehand" if training else None
         if config.official:  # weights of the release have seen its crops
@@ -92,7 +84,7 @@ class SimpleHandTask(Task):
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
         method = any_view if self.config.backbone == "unet" else simplehand
-        terms = method.losses(model(batch["image"]), batch, self.keypoint_regressor)
+        terms = method.losses(model(batch["image"]), batch, self.hand.keypoint_regressor)
         return method.total_loss(terms, self.config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
@@ -136,18 +128,17 @@ class SimpleHandTask(Task):
 
     def as_mesh(self, points: np.ndarray) -> Mesh:
         """Return meshes (N, 778, 3) and their 21 joints."""
-        regressor = self.keypoint_regressor.cpu().numpy()
+        regressor = self.hand.keypoint_regressor.cpu().numpy()
         return {"vertices": points, "joints": np.einsum("jv,nvc->njc", regressor, points)}
 
     def write(self, predictions: Predictions, out: Path) -> None:
-        """Write pictures and the file that the data set's evaluation server or toolkit takes."""
+        """Write the file that the data set's evaluation server or toolkit takes."""
         hands = self.as_mesh(predictions.first["vertices"])
         if self.data == "freihand":
             metrics.write_predictions(out / "pred.json", hands["joints"], hands["vertices"])
         elif self.data == "dexycb":
             numbers = self.test_set.records(predictions.index)["person"]
             metrics.write_dexycb(out / "dexycb.txt", numbers, hands["joints"])
-        super().write(predictions, out)
 
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return a test image, its K, and both meshes with their root joint where the true one is.

@@ -41,10 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     import torch
-
-    from tasks.ranks import keep_freed_memory
     torch.set_num_threads(1)  # these networks are tiny: two threads need more time than one
-    keep_freed_memory()
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
 
 
@@ -99,7 +96,7 @@ def body():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves out the pictures, which take most of the time of a tiny run."""
-    for name in ("tasks.base.Task.write", "train.draw_curves"):
+    for name in ("tasks.files.draw_predictions", "tasks.files.draw_curves"):
         monkeypatch.setattr(name, lambda *_: None)
 
 

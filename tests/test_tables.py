@@ -60,7 +60,7 @@ def test_rows_are_changes_of_a_config():
     codes = scaled(small, ["codebook_size=4096", "code_dim=128", "num_tokens=48"])
     assert (codes.codebook_size, codes.code_dim, codes.num_tokens) == (128, 8, 48)
     assert differences(small, codes) == ["num_tokens=48", "codebook_size=128", "code_dim=8"]
-    assert override(small, differences(small, codes)) == codes
+    assert override(differences(small, codes), small) == [codes]
 
 
 def unique_rows() -> dict[str, Config]:
@@ -176,8 +176,8 @@ def chosen(arguments, *_):
     """Stands for train.choose_config: what the flags say, without opening the files they name."""
     task = train.TASKS[arguments.name]
     preset = task.PRESETS[arguments.preset]
-    return train.overridden(preset, preset_settings(task.SETTINGS, arguments.preset),
-                            arguments.overrides)
+    settings = preset_settings(task.SETTINGS, arguments.preset)
+    return override(arguments.overrides, preset, settings)
 
 
 class Recorder:
@@ -196,7 +196,7 @@ class Recorder:
         names = ("MPJPE", "PA-MPJPE", "MPVPE", "PA-MPVPE", "F@5", "F@15")
         (arguments.out / "results.json").write_text(json.dumps({
             "name": arguments.name, "preset": arguments.preset,
-            "data": arguments.data or "rendered", "protocol": arguments.protocol,
+            "data": arguments.data or "rendered", "flags": train.flags_of(arguments),
             "config": config and dataclasses.asdict(config),
             "settings": config and dataclasses.asdict(settings),
             "scores": {"SimpleHand": dict.fromkeys(names, 1.0)}}))

@@ -28,8 +28,8 @@ VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 def no_pictures(few_vertices):
     """Whole bodies of landmarks and hands alone, and no pictures of them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("tasks.base.draw_grid", "train.draw_curves"):  # slow, and tested elsewhere
-            patch.setattr(name, lambda *_, **__: None)
+        for name in ("draw_predictions", "draw_curves"):  # slow, and tested elsewhere
+            patch.setattr(f"tasks.files.{name}", lambda *_, **__: None)
         yield
 
 

@@ -23,7 +23,7 @@ from tasks.settings import SIMPLEHAND, override
 def test_every_preset_fits_the_loop_and_the_data(name, tmp_path):
     config = ALL_PRESETS[name]
     task = task_of(tmp_path, config,
-                   settings=override(SIMPLEHAND[name], ["train_samples=3", "test_samples=2"]))
+                   settings=override(["train_samples=3", "test_samples=2"], SIMPLEHAND[name])[0])
     assert (len(task.train_set), len(task.test_set)) == (3, 2)
     assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)
 
