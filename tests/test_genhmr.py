@@ -158,8 +158,9 @@ def test_features_are_made_of_the_encoders_tokens(given):
     maps = as_maps(features.values, config.map_sizes)
     for level, map_ in zip(model.pyramid, maps, strict=True):
         assert torch.allclose(level(tokens.mT.unflatten(2, config.grid)), map_, atol=1e-5)
-    betas, camera = model.regressor(tokens)
-    assert torch.equal(betas, features.betas) and torch.equal(camera, features.camera)
+    regressor = model.regressor
+    both = regressor.mlp(regressor.norm(tokens).mean(1))
+    assert torch.allclose(both, torch.cat((features.betas, features.camera), 1), atol=1e-5)
 
 
 def test_an_encoder_that_does_not_fit_is_refused():
@@ -179,18 +180,29 @@ def test_regressor_starts_at_the_mean():
 
 def test_masked_tokens_are_not_seen(lively):
     """[MASK] hides which token it replaces; any other token changes the prediction of all."""
-    features = lively.encode(images(1))
-    tokens = torch.randint(32, (1, 48))
-    masked = tokens.clone()
-    masked[:, 10] = lively.mask_token
+    features, tokens = lively.encode(images(1)), torch.randint(32, (1, 48))
+    other = tokens.clone()
+    other[:, 10] = (tokens[:, 10] + 1) % 32
+    masked, hidden = (x.index_fill(1, torch.tensor([10]), lively.mask_token)
+                      for x in (tokens, other))
     logits = lively.predict_logits(features, masked)
     assert logits.shape == (1, 48, 32)  # [MASK] is no output
-    tokens[:, 10] = (tokens[:, 10] + 1) % 32
-    other = tokens.clone()
-    other[:, 10] = lively.mask_token
-    assert torch.equal(lively.predict_logits(features, other), logits)
-    moved = (lively.predict_logits(features, tokens) - logits).abs().amax(-1)
+    assert torch.equal(lively.predict_logits(features, hidden), logits)
+    moved = (lively.predict_logits(features, other) - logits).abs().amax(-1)
     assert (moved > 0).all()
+
+
+def test_decoder_layers_are_pre_norm(lively):
+    """Self-attention, cross-attention and MLP, each of a norm and added; then norm and head."""
+    model, features, tokens = lively.transformer, lively.encode(images(1)), torch.arange(48)[None]
+    x = model.token_embedding(lively.tokenizer.codebook[tokens % 32])
+    x = torch.where(tokens[..., None] < 32, x, model.mask_embedding) + model.position_embedding
+    for layer in model.layers:
+        x = x + layer.self_attention(layer.norm1(x))
+        x = x + layer.cross_attention(layer.norm2(x), model.reference.sigmoid(), features.values)
+        x = x + layer.mlp(layer.norm3(x))
+    logits = lively.predict_logits(features, tokens.clamp_max(32))
+    assert torch.allclose(logits, model.head(model.norm(x)), atol=1e-4)
 
 
 def test_bad_input_is_refused(lively):
