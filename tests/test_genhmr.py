@@ -68,27 +68,7 @@ def test_presets_say_what_the_paper_says(name):
     assert stage_1.steps * stage_1.batch_size == 200_000 * 512
     assert config.steps * config.batch_size == 300_000 * 96
     assert count(on_meta(config)) == 659_815_155 and config.tokenizer == TOKENIZER_PRESETS["paper"]
-
-
-def test_shapes_from_picture_to_logits():
-    """Of the paper's model: 16 x 12 patches, maps 1, 4 and 8 times as fine, 96 x 2048 logits."""
-    config, model = PRESETS["paper"], on_meta(PRESETS["paper"])
-    with torch.device("meta"):
-        tokens = model.backbone(model.normalise(torch.empty(2, 3, 256, 256)))
-        maps = [level(tokens.mT.unflatten(2, config.grid)) for level in model.pyramid]
-        values = torch.cat([map_.flatten(2).mT for map_ in maps], 1)
-        logits = model.predict_logits(genhmr.Features(values, None, None),
-                                      torch.zeros(2, 96, dtype=torch.int64))
-    assert [map_.shape for map_ in maps] == [(2, 256, *size) for size in config.map_sizes]
     assert config.map_sizes == [(16, 12), (64, 48), (128, 96)]
-    assert logits.shape == (2, 96, 2048)
-
-
-def test_a_vit_needs_heads_that_divide_its_width():
-    """Another encoder does not: its width is its own."""
-    with pytest.raises(ValueError, match="vit_heads is 3: expected a divisor of vit_dim, 32"):
-        GenHMR(replace(TINY, vit_heads=3))
-    GenHMR(replace(TINY, vit_heads=3), nn.Identity())
 
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -164,11 +144,14 @@ def test_features_are_made_of_the_encoders_tokens(given):
 
 
 def test_an_encoder_that_does_not_fit_is_refused():
-    """Other channels or another grid than the config's are a ValueError with both shapes."""
+    """Other channels or another grid than the config's are a ValueError with both shapes; the heads
+    of a ViT divide its width."""
     for changes, expected in (({"vit_dim": 48}, "192, 48"), ({"patch_size": 16}, "48, 112")):
         model = GenHMR(replace(SMALL, **{"vit_dim": 112} | changes), SmallEncoder()).eval()
         with pytest.raises(ValueError, match=f"shape \\(1, 192, 112\\): expected \\(1, {expected}"):
             model.encode(images(1, 128))
+    with pytest.raises(ValueError, match="vit_heads is 3: expected a divisor of vit_dim, 32"):
+        GenHMR(replace(TINY, vit_heads=3))
 
 
 def test_regressor_starts_at_the_mean():

@@ -10,17 +10,15 @@ import torch
 from adapter_samples import (
     LEFT,
     RIGHT,
-    STAGES,
     TINY_BODY,
     TINY_HAND,
     body_adapter,
     free_hand,
-    loss_of,
     people,
     rotations,
     whole_body,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 import hmr_adapter as hmr
 from genhmr import GenHMR
@@ -274,23 +272,3 @@ def test_an_expert_out_of_an_adapter_can_be_trained(part):
     content = {"model": kind(config).state_dict(), "config": asdict(config),
                "name": f"hmr_adapter-{part}"}
     assert all(parameter.requires_grad for parameter in load(content).parameters())
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_overfits_one_batch(stage):
-    """Each of the four stages can learn a batch."""
-    config = {"hand_expert": TINY_HAND.expert, "hand": TINY_HAND,
-              "body_expert": TINY_BODY.expert, "body": TINY_BODY}[stage]
-    model = STAGES[stage](config).train()
-    if stage == "hand":  # an expert whose readouts are near zero could not be moved
-        nn.init.normal_(model.expert.mano_head.decpose.weight, std=0.3)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
-    history = []
-    for _ in range(80 if stage == "body_expert" else 40):
-        loss = loss_of(model)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    most = 0.85 if stage == "body" else 0.75  # the offset alone moves no shape, face or box
-    assert min(history[-5:]) < most * history[0], history[::10]
