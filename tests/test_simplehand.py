@@ -240,18 +240,14 @@ def test_decoder_layers_grow_tokens_and_shrink_channels():
 
 def test_mesh_loss_moves_the_keypoints_but_clamped_ones():
     """Sampling points have a gradient from the mesh alone, and none outside the crop."""
-    torch.manual_seed(0)
     model = randomise(SimpleHand(TINY))
     keypoints = torch.rand(2, 21, 2) * 0.8 + 0.1
-    keypoints[0, :7, 0] = -0.3
-    keypoints[1, 5, 1] = 1.2
-    keypoints.requires_grad_()
+    keypoints[0, :7, 0], keypoints[1, 5, 1] = -0.3, 1.2
     features, _ = model.backbone(model.normalise(images(2, 128)))
-    model.mesh_head(features, keypoints).square().sum().backward()
+    model.mesh_head(features, keypoints.requires_grad_()).square().sum().backward()
     outside = (keypoints < 0) | (keypoints > 1)
     assert (keypoints.grad[outside] == 0).all()
     assert (keypoints.grad[~outside] != 0).float().mean() > 0.9
-
     model(images(2, 128))["vertices"].square().sum().backward()
     assert model.keypoints_2d_head.weight.grad.abs().max() > 0
 
@@ -477,15 +473,3 @@ def test_convention_whole_square_picture_is_its_own_crop(trained):
     assert all(value.dtype == np.float32 for name, value in prediction.items() if name != "side")
     assert np.allclose(prediction["box"], (22.5, 15, 75, 50))
     assert prediction["K"][0, 0] == pytest.approx(math.hypot(120, 90))
-
-
-@given(st.tuples(*[st.floats(-1e4, 1e4)] * 2, *[st.floats(1e-3, 2e4)] * 2))
-def test_any_box_gives_finite_hands_or_one_error(trained, box):
-    """However odd the box, no array holds anything but finite numbers, or it is refused."""
-    image = picture()[:, :, ::-1]  # a view with negative strides, as users make from BGR
-    try:
-        prediction = simplehand.predict(trained, image, regressor(), box=box)
-    except ValueError as error:
-        assert "x,y,width,height" in str(error)
-    else:
-        assert all(np.isfinite(value).all() for value in prediction.values())
