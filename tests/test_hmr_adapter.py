@@ -364,6 +364,16 @@ def test_heat_maps_of_boxes_come_left_hand_first():
     assert sizes.shape == (2, 3, 2)
 
 
+def test_experts_start_upright():
+    """New hands are flat, before HaMeR's mean camera; new bodies stand upright in a camera."""
+    hand, body = hmr.HandExpert(TINY_HAND.expert)(images()), hmr.BodyExpert(TINY_BODY.expert)
+    eye, turn = torch.eye(3), torch.diag(torch.tensor([1.0, -1, -1]))
+    assert torch.allclose(hand["hand_pose"], eye.expand(2, 16, 3, 3), atol=0.1)
+    assert torch.allclose(hand["camera"], torch.tensor([0.9, 0, 0]).expand(2, 3), atol=0.05)
+    pose = body(images())["body_pose"]
+    assert torch.allclose(pose, torch.stack([turn] + [eye] * 54).expand(2, 55, 3, 3), atol=0.1)
+
+
 def test_cells_and_pixels():
     """The map's first cell starts an eighth of the picture from the left, at the top."""
     expert = body_adapter().expert

@@ -168,13 +168,15 @@ def test_given_boxes_of_hands_replace_the_predicted_ones():
 
 
 def test_the_box_of_keypoints_has_a_margin():
-    """As a given box: a fifth in all; those of little confidence or outside do not count."""
+    """As a given box: a fifth in all; those of little confidence or outside do not count. Without
+    keypoints nothing is refined."""
     keypoints = np.zeros((45, 3))
     keypoints[:4] = (30, 20, 1), (90, 60, 0.9), (10, 80, 0.2), (130, 50, 1)
-    found, given = (FINDERS["genhmr"](MODELS["genhmr"], picture(), **options, refinement=0)
+    found, given = (FINDERS["genhmr"](MODELS["genhmr"], picture(), **options, refinement=2)
                     for options in ({"keypoints": keypoints}, {"box": (30, 20, 60, 40)}))
     assert np.allclose(found["box"], given["box"]) and found["box"][2] == pytest.approx(1.2 * 80)
     assert np.allclose(found["confidence"][:5], (1, 0.9, 0, 0, 0))
+    assert (len(found["energies"]), len(given["energies"])) == (3, 1)
 
 
 @pytest.mark.parametrize("normalise", [

@@ -109,6 +109,11 @@ def test_branches_of_fastvit():
     one = randomise(simplehand.MobileOne(6, 6, 3, excite=False))
     branches = one.identity(x) + one.conv_kxk(x) + one.conv_scale(x)
     assert torch.allclose(one(x), nn.functional.gelu(branches))
+    attend, y = simplehand.SelfAttention(64), torch.randn(2, 64, 3, 3)
+    q, k, v = attend.qkv(y.flatten(2).mT).view(2, 9, 3, 2, 32).transpose(1, 3).unbind(2)
+    heads = (q @ k.mT / 32**0.5).softmax(-1) @ v  # (2, heads, 9, 32)
+    expected = attend.proj(heads.transpose(1, 2).flatten(2)).mT.unflatten(2, (3, 3))
+    assert torch.allclose(attend(y), expected, atol=1e-6)
     position = randomise(simplehand.PositionConv(6, 7))
     assert torch.allclose(position(x), x + position.pos_enc(x))
     large = randomise(simplehand.LargeKernelConv(6, 12, 7))  # without an activation
