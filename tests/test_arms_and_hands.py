@@ -13,8 +13,7 @@ import bodymodels as bm
 
 @given(seeds)
 def test_chain_of_an_arm_is_its_hands_orientation(seed):
-    """The product of the arm's rotations is the wrist's in forward kinematics, whatever they are.
-    """
+    """The product of the arm's rotations is the wrist's in forward kinematics."""
     generator = torch.Generator().manual_seed(seed)
     pose = bm.axis_angle_to_matrix(torch.randn(2, 55, 3, generator=generator))
     transforms = LIGHT(torch.zeros(1, 10), pose).transforms
