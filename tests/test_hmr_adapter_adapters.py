@@ -207,6 +207,14 @@ def test_offset_is_added_in_6d():
         pose_6d.unflatten(-1, (3, 2)).mT.flatten(-2)), atol=1e-4)
 
 
+def test_points_in_maps_of_hands():
+    """A box spans the map's cells in both directions; the left hand's map is mirrored."""
+    points, boxes = torch.tensor([[[[3.0, 5]], [[3.0, 9]]]]), torch.tensor([[[1.0, 2, 4, 6]] * 2])
+    at, inside = hmr.to_hand_maps(points, boxes, 8)
+    assert torch.allclose(at[0, :, 0], torch.tensor([[4.0, 4], [3, 28 / 3]]))
+    assert inside[0, :, 0].tolist() == [True, False]
+
+
 @pytest.mark.parametrize("proj", ["conv", "reuse_hand_conv"])
 def test_knuckles_go_through_the_box_and_its_mirror(proj):
     """True knuckles at the predicted positions, left and right, sample the predicted features."""
