@@ -153,6 +153,17 @@ def test_large_boxes_are_averaged_not_skipped():
         assert (crop[:, 1:-1, 1:-1] - 127.5).abs().max() < 1.0
 
 
+def test_wide_boxes_are_averaged_along_their_longer_side(monkeypatch):
+    """Fine stripes reach the network as grey."""
+    model, seen = trained_model(), []
+    monkeypatch.setattr(model, "forward", lambda x: seen.append(x) or {
+        "vertices": torch.zeros(1, 778, 3), "keypoints_2d": torch.full((1, 21, 2), 0.5)})
+    stripes = np.zeros((40, 512, 3), np.uint8)
+    stripes[:, np.arange(512) % 6 < 3] = 255
+    FINDERS["simplehand"](model, stripes, box=(51.2, 4, 409.6, 32))
+    assert (seen[0][0, :, 32, 4:-4] - 127.5).abs().max() < 40
+
+
 def test_given_boxes_of_hands_replace_the_predicted_ones():
     """Where they are not NaN. A hand whose box has its centre outside keeps the body's pose."""
     find = partial(FINDERS["hmr_adapter"], MODELS["hmr_adapter"], noise())
