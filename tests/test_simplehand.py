@@ -157,6 +157,10 @@ def test_sine_map_of_the_release():
         angle = position / (size + 1e-6) * 2 * math.pi / 10_000 ** (2 * (index // 2) / 128)
         expected = math.cos(angle) if index % 2 else math.sin(angle)
         assert actual[channel, y, x].item() == pytest.approx(expected, abs=1e-5)
+    head = SimpleHand(replace(TINY, official=True)).mesh_head
+    head.deconv = nn.Identity()
+    tokens = head.generate(torch.zeros(1, channels, size, size), torch.tensor([[[3.0, 13]]]) / 27)
+    assert torch.allclose(tokens[0, 0], actual[:, 13, 3], atol=1e-5)  # added to the features
 
 
 @functools.cache
