@@ -269,7 +269,11 @@ class Task(ABC):
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
 
-    # ---- files
+    # ---- what a run leaves
+
+    def notes(self, predictions: Predictions) -> str:
+        """Describe what else the predictions show, in whole lines."""
+        return ""
 
     def write(self, predictions: Predictions, out: Path) -> None:  # noqa: B027
         """Write the file that the data set's evaluation server or toolkit takes, if it has one."""
@@ -315,6 +319,20 @@ class BodyTask(Task):
         joints, vertices = self.posed(*(torch.from_numpy(values[name])
                                         for name in ("betas", "pose")))
         return {"joints": joints.numpy(), "vertices": vertices.numpy()}
+
+    def notes(self, predictions: Predictions) -> str:
+        """List the aligned errors of rendered people by heading: fronts, sides and backs."""
+        if self.data != "rendered":
+            return ""
+        away, text = predictions.truth["pose"][:, 0, 2, 2], ""  # cosine: 1 looks as the camera does
+        groups = {"fronts": away < -0.5, "sides": abs(away) <= 0.5, "backs": away > 0.5}
+        for name, rows in predictions.errors.items():
+            metric = next((metric for metric in rows if metric.startswith("PA-")), None)
+            if metric:  # else the protocol aligns nothing
+                text += f"{name}, {metric}: " + ", ".join(
+                    f"{group} {rows[metric][chosen].mean():.1f} ({chosen.sum()})"
+                    for group, chosen in groups.items() if chosen.any()) + "\n"
+        return text
 
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return a test image, its K, and both meshes with their pelvis where the true one is."""

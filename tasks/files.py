@@ -154,7 +154,7 @@ def report(task: Task, predictions: Predictions, scores: Scores) -> None:
     out, errors = task.arguments.out, predictions.errors
     if scores:
         print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
-              f"1.\n{task.REMARK}{comparisons(task, errors)}")
+              f"1.\n{task.REMARK}{comparisons(task, errors)}{task.notes(predictions)}")
     else:
         print("\nno annotation to score against\n")
     if errors:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import sem  # standard error of the mean
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -90,6 +91,9 @@ class TokenizerTask(BodyTask):
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
+    REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
+              "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
+              f"decoding and encoding again.\n{BodyTask.REMARK}")
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -136,10 +140,41 @@ class TokenizerTask(BodyTask):
         return genhmr.total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Decode each pose from its tokens."""
-        decoded = model.decode(model.encode(batch["pose"]))
-        truth = {name: batch[name] for name in ("pose", "betas")}
-        return Predictions(batch["index"], {"tokenizer": truth | {"pose": decoded}}, truth)
+        """Decode each pose from its tokens; at the end also from wrong tokens."""
+        tokens, betas = model.encode(batch["pose"]), batch["betas"]
+        decoded = model.decode(tokens)
+        found = {"tokenizer": (decoded, model.encode(decoded))}
+        if final:
+            turned, random = self.disturbed(model, batch, tokens)
+            found |= {name: (model.decode(wrong), wrong) for name, wrong in (
+                ("1 degree", turned), ("10 % random", random))}
+        return Predictions(
+            batch["index"], {name: {"pose": pose, "betas": betas, "tokens": other}
+                             for name, (pose, other) in found.items()},
+            {"pose": batch["pose"], "betas": betas, "tokens": tokens})
+
+    def disturbed(self, model: nn.Module, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens of slightly turned poses, and the true tokens, a tenth of them random.
+
+        What is drawn for a sample depends on its index alone.
+        """
+        length, codes = tokens.shape[1], len(model.codebook)
+        rngs = map(np.random.default_rng, batch["index"].tolist())
+        draws = [(rng.standard_normal((24, 3)), rng.random(length) < 0.1,
+                  rng.integers(codes, size=length)) for rng in rngs]
+        axes, random, other = (torch.from_numpy(np.stack(each)).to(tokens.device)
+                               for each in zip(*draws, strict=True))
+        axes = F.normalize(axes.to(batch["pose"]), dim=-1)
+        turns = bodymodels.axis_angle_to_matrix(np.deg2rad(1.0) * axes)
+        return model.encode(batch["pose"] @ turns), torch.where(random, other, tokens)
+
+    def errors(self, predictions: Predictions) -> Errors:
+        """Compute the errors of all predictors, and the share of tokens that they changed."""
+        errors = super().errors(predictions)
+        for name, values in predictions.found.items():
+            changed = values["tokens"] != predictions.truth["tokens"]
+            errors[name]["changed %"] = 100 * changed.mean(1)
+        return errors
 
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return white, a camera, and both bodies 4 m away from it."""
@@ -424,7 +459,8 @@ class TransformerTask(BodyTask):
             model, features, self.light_body, true, T, self.arguments.samples,
             int(batch["index"][0])) for T, pose in greedy.items()}
         return Predictions(batch["index"], found, {
-            "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1]})
+            "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
+            "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
 
     def errors(self, predictions: Predictions) -> Errors:
         """Compute the errors of all predictors; those of drawn poses are in tasks/posterior.py."""
@@ -436,6 +472,21 @@ class TransformerTask(BodyTask):
                 errors[name] |= drawn | {"energy - control": drawn["energy"] - drawn["control"],
                                          "NLL": found["nll"], "kept %": found["kept"]}
         return errors
+
+    def notes(self, predictions: Predictions) -> str:
+        """Compare drawn poses with their control, of all, clear and truncated people."""
+        inside, text = predictions.truth.get("inside"), ""
+        if inside is None:
+            return super().notes(predictions)
+        groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
+        for group, rows in groups.items():
+            for name, errors in predictions.errors.items() if rows.sum() > 1 else ():
+                gain, spread, error = (errors[column][rows] for column in (
+                    "energy - control", "spread", "error"))
+                ratio = np.sqrt(np.square(spread).mean() / np.square(error).mean())
+                text += (f"{name}, {group} ({rows.sum()}): energy minus control {gain.mean():+.2f} "
+                         f"+- {sem(gain):.2f}, spread / error {ratio:.2f}\n")
+        return text
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch,
                 steps: int) -> Tensor:

@@ -354,10 +354,23 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
+        truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
+        if self.data == "rendered":
+            box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
+            inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
+            truth["knuckles_found"] = torch.where(
+                batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
         betas = self.shape(output)
-        return Predictions(
-            batch["index"], {name: {"pose": pose, "betas": betas} for name, pose in poses.items()},
-            {"pose": batch["body_pose"], "betas": self.shape(batch)})
+        return Predictions(batch["index"], {
+            name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
+
+    def notes(self, predictions: Predictions) -> str:
+        """Also print the share of true knuckles that lie in the hand boxes of the body expert."""
+        text = super().notes(predictions)
+        if "knuckles_found" not in predictions.truth:
+            return text
+        share = np.nanmean(predictions.truth["knuckles_found"])
+        return f"{text}{share:.1%} of the true knuckles are in the predicted hand boxes.\n"
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""

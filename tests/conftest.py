@@ -41,7 +41,10 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     import torch
+
+    from tasks.ranks import keep_freed_memory
     torch.set_num_threads(1)  # these networks are tiny: two threads need more time than one
+    keep_freed_memory()
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
 
 
@@ -61,15 +64,6 @@ def free_models():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bodymodels, "load_model", load_model)
         yield
-
-
-@pytest.fixture(autouse=True)
-def same_threads():
-    """Sums depend on the number of threads: no test leaves another number to the next one."""
-    import torch
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -11,19 +11,9 @@ from people_samples import HAND, HAND_IDS, LIGHT, SMPLX55, WHOLE, seeds
 import bodymodels as bm
 
 
-def test_convention_joints_of_the_arms():
-    """SMPL-X's indices of each arm, pelvis to wrist."""
-    assert bm.joint_indices("smplx55", "left_arm08") == [0, 3, 6, 9, 13, 16, 18, 20]
-    assert bm.joint_indices("smplx55", "right_arm08") == [0, 3, 6, 9, 14, 17, 19, 21]
-    for side in ("left", "right"):
-        chain = bm.joint_indices("smplx55", f"{side}_arm08")
-        assert [WHOLE.parents[joint] for joint in chain] == [-1, *chain[:-1]]
-
-
 @given(seeds)
 def test_chain_of_an_arm_is_its_hands_orientation(seed):
-    """The product of the arm's rotations is the wrist's in forward kinematics, whatever they are.
-    """
+    """The product of the arm's rotations is the wrist's in forward kinematics."""
     generator = torch.Generator().manual_seed(seed)
     pose = bm.axis_angle_to_matrix(torch.randn(2, 55, 3, generator=generator))
     transforms = LIGHT(torch.zeros(1, 10), pose).transforms

@@ -45,6 +45,7 @@ loss.backward()
 
 GENHMR_BODY = '''
 import smplx, torch
+from genhmr import *
 
 class Body:
     smpl = smplx.SMPLLayer(FOLDER + "/smpl/SMPL_NEUTRAL.pkl")
@@ -52,15 +53,14 @@ class Body:
         return self.smpl(betas=betas, global_orient=pose[:, :1], body_pose=pose[:, 1:])
     def keypoints(self, posed):
         return posed.joints  # (B, 45, 3)
+
+body = Body()
+model = GenHMR(Config(TokenizerConfig(codebook_size=16, code_dim=8, width=16), image_size=64,
+                      vit_dim=16, vit_depth=1, vit_heads=2, scales=(1, 2), width=16, heads=2))
 '''
 
 GENHMR = GENHMR_BODY + '''
-from genhmr import Config, GenHMR, TokenizerConfig, losses, mask_batch, rotation_6d_to_matrix, \\
-    total_loss
-
-body, pose, betas = Body(), rotation_6d_to_matrix(torch.randn(2, 24, 6)), torch.randn(2, 10)
-model = GenHMR(Config(TokenizerConfig(codebook_size=16, code_dim=8, width=16), image_size=64,
-                      vit_dim=16, vit_depth=1, vit_heads=2, scales=(1, 2), width=16, heads=2))
+pose, betas = rotation_6d_to_matrix(torch.randn(2, 24, 6)), torch.randn(2, 10)
 points, one = body.keypoints(body(betas, pose)), torch.ones(2, 45)
 batch = mask_batch(model, {
     "image": torch.randint(0, 256, (2, 3, 64, 64)), "pose": pose, "pose_valid": one[:, 0],
@@ -72,12 +72,6 @@ loss.backward()
 '''
 
 GENHMR_PREDICT = GENHMR_BODY + '''
-import numpy as np
-from genhmr import Config, GenHMR, TokenizerConfig, predict
-
-body = Body()
-model = GenHMR(Config(TokenizerConfig(codebook_size=16, code_dim=8, width=16), image_size=64,
-                      vit_dim=16, vit_depth=1, vit_heads=2, scales=(1, 2), width=16, heads=2))
 points = body.keypoints(body(torch.zeros(1, 10), torch.eye(3).expand(1, 24, 3, 3)))[0]
 keypoints = np.array([(60 + 30 * x, 45 + 30 * y, 1) for x, y, _ in points.tolist()])  # as detected
 found = predict(model.eval(), body, np.zeros((90, 120, 3), np.uint8), keypoints=keypoints,

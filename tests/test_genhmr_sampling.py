@@ -1,5 +1,6 @@
 """GenHMR's uncertainty-guided sampling, 2D pose-guided refinement and fitted camera."""
 
+import copy
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from genhmr_samples import TINY, TINY_TOKENIZER, batch_of, images, lively_model
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,15 +27,14 @@ SPEC_COUNTS = {"cosine": [96, 87, 63, 34, 10, 0], "linear": [96, 77, 58, 39, 20,
 
 
 def test_schedules_of_the_paper():
-    """At 96 tokens and 5 iterations the counts are those of the printed formulas, from 1 to 0."""
+    """At 96 tokens and 5 iterations the counts are those of the printed formulas."""
     assert {name: mask_counts(96, 5, name) for name in SCHEDULES} == SPEC_COUNTS
-    for gamma in SCHEDULES.values():
-        assert gamma(0.0) == 1.0 and gamma(1.0) == pytest.approx(0.0, abs=1e-15)
-    assert SCHEDULES["cosine"](0.3) == pytest.approx(SCHEDULES["training"](0.3) ** 2)
+    assert mask_counts(96, 3) == [96, 72, 24, 0]  # not 25, though cos(2 pi / 3) is not -1/2
 
 
 @given(length=st.integers(1, 384), iterations=st.integers(1, 100),
        schedule=st.sampled_from(list(SCHEDULES)))
+@example(length=72, iterations=3, schedule="linear")  # 24, not 25
 def test_counts_never_rise(length, iterations, schedule):
     """T + 1 counts fall from L to 0; linear and cubic are those of exact arithmetic."""
     counts = mask_counts(length, iterations, schedule)
@@ -43,15 +43,6 @@ def test_counts_never_rise(length, iterations, schedule):
     exact = {"linear": lambda x: 1 - x, "cubic": lambda x: 1 - x**3}.get(schedule)
     assert not exact or counts == [math.ceil(exact(Fraction(t, iterations)) * length)
                                    for t in range(iterations + 1)]
-
-
-def test_wart_float_traps_of_the_schedules():
-    """Where plain ceil(gamma L) is wrong: an exact 24, a leftover token, 48 for 49."""
-    assert math.ceil(SCHEDULES["cosine"](2 / 3) * 96) == 25
-    assert mask_counts(96, 3)[2] == 24
-    assert math.ceil(SCHEDULES["training"](1.0) * 96) == 1
-    assert mask_counts(96, 5, "training")[-1] == 0
-    assert mask_counts(72, 3, "linear") == [72, 48, 24, 0]
 
 
 # ----------------------------------------------------------------------------------- sampling
@@ -139,13 +130,12 @@ def test_mean_code_is_the_mean_of_the_codes(lively, iterations):
 def test_bad_options_of_sampling_are_refused(lively):
     """Training mode, unknown rules and impossible numbers are ValueErrors."""
     features = lively.encode(images(1))
-    for options, message in (
-            ({"order": "some"}, "order"), ({"temperature": 0.0}, "temperature"),
-            ({"temperature": math.nan}, "temperature"), ({"top_k": 0}, "top_k"),
-            ({"top_k": 33}, "top_k"), ({"iterations": 0}, "expected 1 or more"),
-            ({"schedule": "exp"}, "cosine, linear, cubic, sqrt, training")):
+    for name, bad, message in (
+            ("order", "some", "order"), ("temperature", math.nan, "temperature"),
+            ("temperature", 0.0, "temperature"), ("top_k", 0, "top_k"), ("top_k", 33, "top_k"),
+            ("iterations", 0, "1 or more"), ("schedule", "exp", "cosine, linear, cubic, sqrt")):
         with pytest.raises(ValueError, match=message):
-            sample_from(lively, features, **options)
+            sample_from(lively, features, **{name: bad})
     with pytest.raises(ValueError, match="model.eval"):
         sample_from(GenHMR(TINY).train(), features)
 
@@ -159,9 +149,8 @@ def task(body) -> tuple:
         for name, parameter in model.tokenizer.decoder.named_parameters():
             parameter.mul_(2.0 if name.endswith("weight") else 1.0)
     batch = batch_of(body, 3)
-    tokens = torch.randint(32, (3, 48))
+    start = model.tokenizer.quantiser.lookup(torch.randint(32, (3, 48)))
     flat = batch["keypoints_2d"] / 64 - 0.5
-    start = model.tokenizer.quantiser.lookup(tokens)
     return model, (start, batch["betas"], batch["camera"]), flat, torch.ones(3, 45), body.of
 
 
@@ -173,37 +162,33 @@ def pull(task: tuple, flat=None, confidence=None, **options) -> genhmr.Refined:
 
 
 def test_every_step_of_refinement_is_kept(task):
-    """poses[n] is the result of n steps, as Fig. 4 and 11 show them, and has energies[n]; P = 0
-    is the embeddings' own pose, whose energy is the squared distances in 2D. Energies fall, poses
-    are rotations, the model stays, under no_grad, too."""
+    """poses[n] and energies[n] are the result of n steps, as Fig. 4 and 11 show them; P = 0 is the
+    embeddings' own pose, whose energy is the squared distances in 2D. Energies fall; the model
+    stays, under no_grad, too."""
     model, (start, betas, camera), flat, _, of = task
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         refined = pull(task, iterations=6)
-    assert (refined.energies.diff(dim=0) < 0).all()
-    assert torch.allclose(refined.rotations.det(), torch.ones(3, 24), atol=1e-4)
-    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
+    torch.testing.assert_close(dict(model.state_dict()), dict(state), atol=0, rtol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert refined.poses.shape == (7, 3, 24, 3, 3)
+    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
+    assert (refined.energies.diff(dim=0) < 0).all() and len(refined.poses) == 7
     for steps in (0, 2, 6):
         alone = pull(task, iterations=steps)
         assert torch.equal(alone.rotations, refined.poses[steps])
         assert torch.equal(alone.energies, refined.energies[: steps + 1])
     rotations = model.tokenizer.decode_embeddings(start)
     assert torch.equal(refined.poses[0], rotations)
-    assert torch.equal(pull(task, iterations=0).embeddings, start)
     expected = (genhmr.project_to_crop(of(betas, rotations), camera, TINY.focal) - flat).square()
     assert torch.allclose(refined.energies[0], expected.sum((1, 2)), rtol=1e-4)
 
 
 def test_step_is_the_gradient_of_the_energy(task):
-    """Y_1 = Y_0 - eta dG/dY, against finite differences."""
+    """Y_1 = Y_0 - eta dG/dY: a small step lowers G by |Y_1 - Y_0|^2 / eta."""
     refined, start = pull(task, iterations=1, step_size=1e-3), pull(task, iterations=0)
     eta = 1e-3 * (24 / 45) ** 2  # there are 45 keypoints
-    gradient = (start.embeddings - refined.embeddings) / eta
-    drop = refined.energies[0] - refined.energies[1]
-    assert torch.allclose(drop, eta * gradient.square().sum((1, 2)), rtol=0.05)
+    moved = (start.embeddings - refined.embeddings).square().sum((1, 2))
+    assert torch.allclose(refined.energies[0] - refined.energies[1], moved / eta, rtol=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -240,15 +225,12 @@ def test_confidence_weighs(task):
     twice = pull(task, confidence=2 * task[3], weight_pose=0.0, step_size=0.005, iterations=5)
     assert torch.allclose(once.embeddings, twice.embeddings, atol=1e-5)
     assert torch.allclose(2 * once.energies[0], twice.energies[0])
-    nothing = torch.zeros(3, 45)
     nowhere = torch.full((3, 45, 2), math.nan)
-    refined = pull(task, nowhere, nothing, iterations=5)
+    refined = pull(task, nowhere, torch.zeros(3, 45), iterations=5)
     assert torch.equal(refined.embeddings, pull(task, iterations=0).embeddings)
     assert not refined.energies.any()
-    half = torch.ones(3, 45)
-    half[:, 20:] = 0
-    moved = task[2].clone()
-    moved[:, 20:] = -7.0
+    half = (torch.arange(45) < 20).float().expand(3, 45)
+    moved = torch.where(half[..., None] > 0, task[2], -7.0)
     assert torch.equal(pull(task, task[2], half).embeddings, pull(task, moved, half).embeddings)
 
 
@@ -256,11 +238,9 @@ def test_rows_are_refined_independently(task):
     """A row ends where it would end alone."""
     model, sampled, flat, ones, of = task
     together = pull(task, iterations=5, step_size=0.01)
-    for row in range(3):
-        only = slice(row, row + 1)
-        alone = genhmr.refine(model, *(x[only] for x in sampled), flat[only], ones[only], of,
-                              iterations=5, step_size=0.01)
-        assert torch.allclose(together.embeddings[only], alone.embeddings, atol=1e-5)
+    alone = genhmr.refine(model, *(x[1:2] for x in sampled), flat[1:2], ones[1:2], of,
+                          iterations=5, step_size=0.01)
+    assert torch.allclose(together.embeddings[1:2], alone.embeddings, atol=1e-5)
 
 
 def test_strong_regulariser_keeps_the_pose(task):

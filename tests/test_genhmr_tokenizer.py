@@ -1,13 +1,13 @@
 """GenHMR's stage 1: augmentation, quantiser, tokenizer."""
 
+import copy
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from genhmr_samples import TINY_TOKENIZER, poses
 from torch import Tensor
@@ -27,10 +27,8 @@ def test_augmentation_turns_bodies_about_their_rest_pelvis(body):
     assert torch.equal(turned[:, 1:], pose[:, 1:])
     rotation = turned[:, 0] @ pose[:, 0].mT
     pelvis = body.model.rest_joints(betas)[:, :1]
-    before, after = body(betas, pose), body(betas, turned)
-    for old, new in ((before.vertices, after.vertices), (before.joints, after.joints)):
-        assert torch.allclose(new, (old - pelvis) @ rotation.mT + pelvis, atol=1e-5)
-    assert (after.vertices - before.vertices @ rotation.mT).abs().max() > 0.1  # not the origin
+    old, new = body(betas, pose).vertices, body(betas, turned).vertices
+    assert torch.allclose(new, (old - pelvis) @ rotation.mT + pelvis, atol=1e-5)
 
 
 def test_augmentation_covers_what_stage_2_meets():
@@ -68,34 +66,31 @@ def trained_quantiser(**options) -> Quantiser:
 
 
 def test_nearest_is_the_argmin_of_all_distances():
-    """Tokens equal torch.cdist's argmin, for any leading shape."""
+    """Tokens equal torch.cdist's argmin, for any leading shape; lookup is the inverse."""
     quantiser = Quantiser(replace(TINY_TOKENIZER, codebook_size=300)).double()
     z = torch.randn(5, 48, 8, dtype=torch.float64)
     expected = torch.cdist(z.flatten(0, 1), quantiser.codebook).argmin(1).view(5, 48)
     assert torch.equal(quantiser.nearest(z), expected)
     assert torch.equal(quantiser.nearest(z[0]), expected[0])
-    assert torch.equal(quantiser.nearest(quantiser.codebook), torch.arange(300))
-    one_hot = F.one_hot(expected, 300).double()
-    assert torch.equal(quantiser.lookup(expected), one_hot @ quantiser.codebook)
+    assert torch.equal(quantiser.nearest(quantiser.lookup(expected)), expected)
 
 
 def test_averages_follow_the_closed_form():
     """After n batches sum = mu^n sum_0 + (1 - mu) sum_i mu^(n-i) Z_i; code = sum / count."""
     momentum = 0.9
     quantiser = trained_quantiser(momentum=momentum, codebook_size=4).double()
-    total, number = quantiser.code_sum.clone(), quantiser.code_count.clone()
-    batches = [torch.randn(8, 48, 8, dtype=torch.float64) for _ in range(5)]
-    expected_sum, expected_count = momentum**5 * total, momentum**5 * number
-    for i, z in enumerate(batches):
+    sums, counts = momentum**5 * quantiser.code_sum, momentum**5 * quantiser.code_count
+    for i in range(5):
+        z = torch.randn(8, 48, 8, dtype=torch.float64)
         one_hot = F.one_hot(quantiser.nearest(z), 4).double().flatten(0, 1)
         factor = (1 - momentum) * momentum ** (4 - i)
-        expected_sum += factor * one_hot.T @ z.flatten(0, 1)
-        expected_count += factor * one_hot.sum(0)
+        sums += factor * one_hot.T @ z.flatten(0, 1)
+        counts += factor * one_hot.sum(0)
         quantiser(z)
     assert (quantiser.code_count > 1).all()  # nobody was restarted
-    assert torch.allclose(quantiser.code_sum, expected_sum)
-    assert torch.allclose(quantiser.code_count, expected_count)
-    assert torch.allclose(quantiser.codebook, expected_sum / expected_count[:, None])
+    assert torch.allclose(quantiser.code_sum, sums)
+    assert torch.allclose(quantiser.code_count, counts)
+    assert torch.allclose(quantiser.codebook, sums / counts[:, None])
 
 
 def test_gradient_passes_straight_through():
@@ -115,13 +110,11 @@ def test_gradient_passes_straight_through():
 def test_perplexity_counts_the_tokens_in_use():
     """1 if all tokens are equal, V if all codes are equally frequent; unused codes are dead."""
     quantiser = Quantiser(TINY_TOKENIZER).eval()
-    before = {name: value.clone() for name, value in quantiser.state_dict().items()}
+    before = copy.deepcopy(quantiser.state_dict())
     every = quantiser(quantiser.codebook[None])
     assert every["perplexity"] == pytest.approx(32) and every["dead_codes"] == 0
     one = quantiser(quantiser.codebook[:1].expand(1, 48, 8))
     assert one["perplexity"] == pytest.approx(1) and one["dead_codes"] == 31
-    some = quantiser(torch.randn(4, 48, 8))
-    assert 1 <= some["perplexity"] <= 32 - some["dead_codes"] + 1e-4
     for name, value in quantiser.state_dict().items():  # evaluation changes no code
         assert torch.equal(value, before[name]), name
 
@@ -133,8 +126,8 @@ def test_first_batch_gives_the_first_codes():
     assert (quantiser.codebook[:, None] == z.flatten(0, 1)).all(-1).any(1).all()
     assert len(quantiser.codebook.unique(dim=0)) == 32 and quantiser.initialised
     quantiser.initialise(z[0, :5])
-    distances = torch.cdist(quantiser.codebook, z[0, :5])
-    assert distances.amin(1).max() < 0.3 and len(quantiser.codebook.unique(dim=0)) == 32
+    assert torch.cdist(quantiser.codebook, z[0, :5]).amin(1).max() < 0.3
+    assert len(quantiser.codebook.unique(dim=0)) == 32
     quantiser.initialise(z[0, :1])  # one embedding has no spread
     assert quantiser.codebook.isfinite().all()
 
@@ -153,43 +146,32 @@ def test_unused_codes_restart_at_random_embeddings():
     assert torch.equal(quantiser.code_count[3:], torch.ones(29))
 
 
-RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[1])
-import genhmr
-rank, world = int(sys.argv[3]), int(sys.argv[4])
-torch.set_num_threads(1)
-if world > 1:
-    dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank,
-                            world_size=world)
-config = genhmr.TokenizerConfig(num_tokens=48, codebook_size=8, code_dim=4)
-quantiser = genhmr.Quantiser(config).train()
-torch.manual_seed(rank)  # the ranks draw differently, and agree all the same
-quantiser.initialise(torch.randn(100, 4, generator=torch.Generator().manual_seed(0)))
-for step in range(3):
-    z = torch.randn(8, 48, 4, generator=torch.Generator().manual_seed(step))
-    out = quantiser(z.chunk(world)[rank])
-if rank == world - 1:
-    torch.save({**quantiser.state_dict(), "perplexity": out["perplexity"]}, sys.argv[5])
-if world > 1:
-    dist.barrier()  # or the first to leave would take the connection away from the other
-    dist.destroy_process_group()
-"""
+def learn_codebook(rank: int, world: int, folder: Path) -> None:
+    """Train on this process's part of three batches; the last process stores the codebook."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
+                                world_size=world)
+    quantiser = Quantiser(TokenizerConfig(num_tokens=48, codebook_size=8, code_dim=4)).train()
+    torch.manual_seed(rank)  # the ranks draw differently, and agree all the same
+    quantiser.initialise(torch.randn(100, 4, generator=torch.Generator().manual_seed(0)))
+    for step in range(3):
+        z = torch.randn(8, 48, 4, generator=torch.Generator().manual_seed(step))
+        out = quantiser(z.chunk(world)[rank])
+    if rank == world - 1:
+        torch.save(quantiser.state_dict() | {"perplexity": out["perplexity"]}, folder / f"{world}")
+    if world > 1:
+        dist.barrier()  # or the first to leave would take the connection away from the other
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_learn_one_codebook(tmp_path):
     """Averages run over the samples of all processes, and random restarts agree."""
-    results = {}
     for world in (1, 2):
-        out, store = tmp_path / f"{world}.pt", tmp_path / f"store{world}"
-        folder = str(Path(genhmr.__file__).parent)
-        ranks = [subprocess.Popen([sys.executable, "-c", RANKS, folder, store, str(rank),
-                                   str(world), out]) for rank in range(world)]
-        assert [rank.wait(timeout=100) for rank in ranks] == [0] * world
-        results[world] = torch.load(out, weights_only=True)
-    for name, value in results[1].items():
-        assert torch.allclose(value.float(), results[2][name].float(), atol=1e-5), name
+        torch.multiprocessing.spawn(learn_codebook, (world, tmp_path), nprocs=world)
+    one, two = (torch.load(tmp_path / f"{world}", weights_only=True) for world in (1, 2))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------- tokenizer
@@ -199,20 +181,19 @@ def test_joints_and_tokens_are_neighbours_in_number():
     """A token sees 4 to 8 joints and no token none; a joint depends on a third of the tokens or
     more: four tokens per joint, but not of one joint."""
     tokenizer = Tokenizer(replace(TINY_TOKENIZER, num_tokens=96)).eval()
-    pose = poses(1)[0].requires_grad_()
-    seen = torch.stack([
-        torch.autograd.grad(token.sum(), pose, retain_graph=True)[0].abs().sum((1, 2)) > 0
-        for token in tokenizer.embed(pose[None])[0]])  # (96, 24)
+    seen, = torch.autograd.functional.jacobian(
+        lambda pose: tokenizer.embed(pose[None])[0].sum(1), (poses(1)[0],))
+    seen = seen.abs().sum((2, 3)) > 0  # (96, 24)
     assert seen.sum(1).min() >= 4 and seen.sum(1).max() <= 8
     for row in seen:
         joints = row.nonzero().flatten()
         assert joints.max() - joints.min() == len(joints) - 1  # neighbours in SMPL's order
-    embeddings = torch.randn(1, 96, 8, requires_grad=True)
-    depends = torch.stack([
-        torch.autograd.grad(joint.sum(), embeddings, retain_graph=True)[0][0].abs().sum(1) > 0
-        for joint in genhmr.matrix_to_rotation_6d(tokenizer.decode_embeddings(embeddings))[0]])
+    depends, = torch.autograd.functional.jacobian(
+        lambda z: genhmr.matrix_to_rotation_6d(tokenizer.decode_embeddings(z[None]))[0].sum(1),
+        (torch.randn(96, 8),))
+    depends = depends.abs().sum(2) > 0  # (24, 96)
     assert 32 <= depends.sum(1).min() and depends.sum(1).max() <= 70
-    assert depends.any(0).all() and 8 <= depends.sum(0).min() and depends.sum(0).max() <= 18
+    assert 8 <= depends.sum(0).min() and depends.sum(0).max() <= 18
 
 
 def test_tokens_do_not_depend_on_the_precision():
@@ -227,12 +208,11 @@ def test_tokens_do_not_depend_on_the_precision():
         assert tokenizer.decode(tokens).dtype == torch.float32
 
 
-def test_bad_poses_are_refused():
+@pytest.mark.parametrize("shape", [(2, 24, 3), (2, 52, 3, 3)])
+def test_bad_poses_are_refused(shape):
     """Axis-angles, or 52 joints, are a ValueError that shows the shape."""
-    tokenizer = Tokenizer(TINY_TOKENIZER)
-    for bad in (torch.zeros(2, 24, 3), torch.zeros(2, 52, 3, 3)):
-        with pytest.raises(ValueError, match="expected matrices"):
-            tokenizer.encode(bad)
+    with pytest.raises(ValueError, match="expected matrices"):
+        Tokenizer(TINY_TOKENIZER).encode(torch.zeros(shape))
 
 
 def test_normalised_embeddings():
@@ -240,13 +220,10 @@ def test_normalised_embeddings():
     tokenizer = Tokenizer(TINY_TOKENIZER).eval()
     with torch.no_grad():
         tokenizer.encoder[-1].weight.mul_(10)  # the norm's 1e-5 under the root is nothing beside
-    std, mean = torch.std_mean(tokenizer.embed(poses(5)), -1, unbiased=False, keepdim=True)
     plain = tokenizer.embed(poses(5))
+    std, mean = torch.std_mean(plain, -1, unbiased=False, keepdim=True)
     tokenizer.config = replace(TINY_TOKENIZER, normalise=True)
-    z = tokenizer.embed(poses(5))
-    assert torch.allclose(z, (plain - mean) / std, atol=1e-4)
-    assert torch.equal(tokenizer.encode(poses(5)), tokenizer.quantiser.nearest(z))
-    assert torch.equal(tokenizer(poses(5))["tokens"], tokenizer.quantiser.nearest(z))
+    assert torch.allclose(tokenizer.embed(poses(5)), (plain - mean) / std, atol=1e-4)
 
 
 def test_corruption_replaces_some_embeddings_by_codes():
@@ -259,7 +236,6 @@ def test_corruption_replaces_some_embeddings_by_codes():
     assert share.mean().item() == pytest.approx(0.2, abs=0.03)
     assert changed.float().mean(0).std() < 0.05  # no favourite places
     assert (corrupted[changed][:5000, None] == codebook).all(-1).any(1).all()
-    assert torch.equal(genhmr.corrupt(embeddings, codebook, 0.0), embeddings)
 
 
 def test_corruption_is_of_training_alone():
@@ -276,39 +252,17 @@ def test_corruption_is_of_training_alone():
 
 
 def test_tokenizer_losses(body):
-    """Zero for a perfect reconstruction, else mean absolute errors, weighted as in the paper."""
-    batch = {"pose": poses(3), "betas": torch.randn(3, 10)}
-    latent = {"embedding_loss": torch.tensor(2.0), "commitment_loss": torch.tensor(3.0)}
-    terms = genhmr.tokenizer_losses({"rotations": batch["pose"], **latent}, batch, body)
-    assert [terms[name].item() for name in ("pose", "vertices", "joints")] == [0, 0, 0]
-    other = poses(3, seed=1)
-    terms = genhmr.tokenizer_losses({"rotations": other, **latent}, batch, body)
-    true, guess = body(batch["betas"], batch["pose"]), body(batch["betas"], other)
-    expected = {"pose": (other - batch["pose"]).abs().mean(),
+    """Mean absolute errors of a reconstruction, weighted as in the paper."""
+    batch, found = {"pose": poses(3), "betas": torch.randn(3, 10)}, poses(3, seed=1)
+    prediction = {"rotations": found, "embedding_loss": torch.tensor(2.0),
+                  "commitment_loss": torch.tensor(3.0)}
+    terms = genhmr.tokenizer_losses(prediction, batch, body)
+    true, guess = body(batch["betas"], batch["pose"]), body(batch["betas"], found)
+    expected = {"pose": (found - batch["pose"]).abs().mean(),
                 "vertices": (true.vertices - guess.vertices).abs().mean(),
                 "joints": (true.joints - guess.joints).abs().mean(),
-                "embedding": 2.0, "commitment": 3.0}
-    assert set(terms) == set(expected)
-    for name, value in expected.items():
-        assert terms[name].item() == pytest.approx(float(value)), name
-    total = genhmr.total_loss(terms, TokenizerConfig())
-    assert total.item() == pytest.approx(float(
+                "embedding": torch.tensor(2.0), "commitment": torch.tensor(3.0)}
+    torch.testing.assert_close(terms, expected)
+    assert genhmr.total_loss(terms, TokenizerConfig()).item() == pytest.approx(float(
         expected["pose"] + 0.5 * expected["vertices"] + 0.3 * expected["joints"])
         + 0.02 * 2.0 + 0.02 * 3.0)
-
-
-def test_tokenizer_overfits_one_batch():
-    """A hundred steps on one batch reduce the reconstruction loss to a quarter."""
-    tokenizer = Tokenizer(replace(TINY_TOKENIZER, width=32, codebook_size=64))
-    batch = {"pose": poses(4, spread=0.4), "betas": torch.zeros(4, 10)}
-    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
-    history = []
-    for _ in range(120):
-        prediction = tokenizer(batch["pose"])
-        history.append(F.l1_loss(prediction["rotations"], batch["pose"]))
-        loss = history[-1] + 0.02 * prediction["commitment_loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert history[-1] < 0.25 * history[0]
-    assert prediction["perplexity"] > 4

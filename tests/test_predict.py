@@ -3,7 +3,6 @@
 import copy
 import math
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,44 +18,6 @@ import bodymodels
 import genhmr
 import hmr_adapter
 import simplehand
-
-
-@given(st.floats(0.1, 4), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
-def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
-    """A flat mesh keeps its pixels before any camera; its distance grows with the focal length."""
-    random = np.random.default_rng(0)
-    transl = np.array([x, y, 5.0])
-    flat = random.normal(0, 0.3, (45, 3)) * (1, 1, 0)
-    old = np.array([[900.0, 0, 60], [0, 900, 45], [0, 0, 1]])
-    K = old * [[zoom], [zoom], [1]] + [[0, 0, 7.0], [0, 0, -3], [0, 0, 0]]
-    tensors = {name: torch.tensor(value)[None] for name, value in {
-        "joints": flat + transl, "transl": transl, "vertices": flat[:5] + transl,
-        "betas": np.ones(10)}.items()}
-    square = np.array([60, 45, 900 / hmr_adapter.FOCAL])  # whose own camera is the old one
-    arrays = hmr_adapter.to_arrays(tensors, square, None)
-    assert np.allclose(arrays["K"], old)
-
-    def body(betas, rotations) -> SimpleNamespace:
-        return SimpleNamespace(vertices=torch.tensor(flat[None]), joints=torch.tensor(flat[None]))
-
-    body.keypoints = lambda posed: posed.joints
-    moved = hmr_adapter.to_arrays(tensors, square, K)
-    crop = torch.tensor([[6.0, x, y]]).double(), 15.0, np.array([60.0, 45]), 60.0  # T, old K
-    theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1),
-                               *genhmr.picture_camera(*crop, K))
-    for found in moved, theirs:
-        pixels = bodymodels.project(found["joints"], K)
-        assert np.allclose(pixels, bodymodels.project(arrays["joints"], old), atol=0.05)
-        assert found["transl"][2] == pytest.approx(5 * zoom, rel=1e-4)
-    shift = moved["transl"] - arrays["transl"]
-    assert np.allclose(moved["vertices"] - arrays["vertices"], shift, atol=1e-5)
-    assert np.array_equal(moved["betas"], arrays["betas"])
-    for bad in np.eye(2), -np.eye(3), np.full((3, 3), np.nan):
-        with pytest.raises(ValueError, match="intrinsics"):
-            hmr_adapter.to_arrays(tensors, square, bad)
-        with pytest.raises(ValueError, match="intrinsics"):
-            genhmr.picture_camera(*crop, bad)
-
 
 MODELS = {"simplehand": trained_model(), "genhmr": noisy_model(), "hmr_adapter": both_paths(),
           "hand": hand_adapter()}
@@ -74,7 +35,24 @@ PICTURES = "uint8 RGB", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3)),
 BOXES = "x,y,width,height", [
     (0, 0, 10), (0, 0, -5, 10), (500, 0, 10, 10), (-50, 0, 50, 10), (0, math.nan, 10, 10),
     (0, 0, 1e30, 1e30), (0, 0, 1e-30, 1e-30)]
-CAMERAS = "intrinsics", [np.eye(4), np.zeros((3, 3)), [[90, 0, 0], [0, 90, 0], [30, 30, 1]]]
+CAMERAS = "intrinsics", [np.eye(4), np.zeros((3, 3)), -np.eye(3), np.full((3, 3), np.nan),
+                         [[90, 0, 0], [0, 90, 0], [30, 30, 1]]]
+
+
+@pytest.mark.parametrize("zoom", [0.1, 4.0])
+@pytest.mark.parametrize("paper", ["genhmr", "hmr_adapter", "hand"])
+def test_a_mesh_before_my_camera_keeps_its_pixels(paper, zoom):
+    """It is moved as a whole, onto its old pixel; its distance grows with the focal length."""
+    plain = FINDERS[paper](MODELS[paper], picture(), box=(30, 20, 60, 40))
+    K = plain["K"] * [[zoom], [zoom], [1]] + [[0, 0, 7.0], [0, 0, -3], [0, 0, 0]]
+    moved = FINDERS[paper](MODELS[paper], picture(), box=(30, 20, 60, 40), K=K)
+    assert np.allclose(moved["K"], K)
+    pixels = [bodymodels.project(found["transl"], found["K"]) for found in (plain, moved)]
+    assert np.allclose(*pixels, atol=0.05)
+    assert moved["transl"][2] == pytest.approx(zoom * plain["transl"][2], rel=1e-4)
+    shift = moved["transl"] - plain["transl"]
+    for name in ("vertices", "joints"):
+        assert np.allclose(moved[name] - plain[name], shift, atol=1e-3)
 
 
 @pytest.mark.parametrize("paper", FINDERS)
@@ -153,7 +131,7 @@ def sampled(model: genhmr.GenHMR, pictures: torch.Tensor) -> dict[str, torch.Ten
 @pytest.mark.parametrize(("run", "size"), [
     *[(randomise(simplehand.SimpleHand(SMALL_HAND)), size) for size in (32, 64, 96, 160)],
     *[(partial(sampled, lively_model(config)), config.image_size) for config in (TINY, SMALL)],
-    (body_adapter(), 64), (lambda x: hand_adapter()(x, torch.eye(3).expand(len(x), 8, 3, 3)), 64)])
+    (both_paths(), 64), (lambda x: hand_adapter()(x, torch.eye(3).expand(len(x), 8, 3, 3)), 64)])
 def test_batch_equals_loop(run, size):
     """In evaluation mode pictures do not see each other; SimpleHand takes any multiple of 32."""
     pictures = images(3, size)
@@ -175,33 +153,53 @@ def test_large_boxes_are_averaged_not_skipped():
         assert (crop[:, 1:-1, 1:-1] - 127.5).abs().max() < 1.0
 
 
+def test_wide_boxes_are_averaged_along_their_longer_side(monkeypatch):
+    """Fine stripes reach the network as grey."""
+    model, seen = trained_model(), []
+    monkeypatch.setattr(model, "forward", lambda x: seen.append(x) or {
+        "vertices": torch.zeros(1, 778, 3), "keypoints_2d": torch.full((1, 21, 2), 0.5)})
+    stripes = np.zeros((40, 512, 3), np.uint8)
+    stripes[:, np.arange(512) % 6 < 3] = 255
+    FINDERS["simplehand"](model, stripes, box=(51.2, 4, 409.6, 32))
+    assert (seen[0][0, :, 32, 4:-4] - 127.5).abs().max() < 40
+
+
 def test_given_boxes_of_hands_replace_the_predicted_ones():
-    """Where they are not NaN; the predicted ones given back change nothing."""
+    """Where they are not NaN. A hand whose box has its centre outside keeps the body's pose."""
+    find = partial(FINDERS["hmr_adapter"], MODELS["hmr_adapter"], noise())
     given_boxes = np.array([(20.0, 30, 15, 15), (np.nan,) * 4])
-    plain, found = (FINDERS["hmr_adapter"](MODELS["hmr_adapter"], noise(), hand_boxes=boxes)
-                    for boxes in (None, given_boxes))
+    plain, found = find(), find(hand_boxes=given_boxes)
     assert np.allclose(found["hand_boxes"][0], given_boxes[0])
     assert np.allclose(found["hand_boxes"][1], plain["hand_boxes"][1])
     assert np.allclose(found["left_hand_pose"], plain["left_hand_pose"])
     assert not np.allclose(found["right_hand_pose"], plain["right_hand_pose"], atol=1e-4)
+    for left, inside in ((104.0, 1), (114.0, 0), (-16.0, 0)):  # the picture is 120 px wide
+        found = find(hand_boxes=np.array([(left, 30, 15, 15), (20, 30, 15, 15)]))
+        assert found["hand_inside"].tolist() == found["hand_valid"].tolist() == [inside, 1]
 
 
-def test_pictures_in_fractions_are_refused():
+def test_the_box_of_keypoints_has_a_margin():
+    """As a given box: a fifth in all; those of little confidence or outside do not count. Without
+    keypoints nothing is refined."""
+    keypoints = np.zeros((45, 3))
+    keypoints[:4] = (30, 20, 1), (90, 60, 0.9), (10, 80, 0.2), (130, 50, 1)
+    found, given = (FINDERS["genhmr"](MODELS["genhmr"], picture(), **options, refinement=2)
+                    for options in ({"keypoints": keypoints}, {"box": (30, 20, 60, 40)}))
+    assert np.allclose(found["box"], given["box"]) and found["box"][2] == pytest.approx(1.2 * 80)
+    assert np.allclose(found["confidence"][:5], (1, 0.9, 0, 0, 0))
+    assert (len(found["energies"]), len(given["energies"])) == (3, 1)
+
+
+@pytest.mark.parametrize("normalise", [
+    trained_model().normalise, lively_model().normalise, hand_adapter().expert.features,
+    body_adapter().expert.features], ids=["simplehand", "genhmr", "hand", "body"])
+def test_pictures_in_fractions_are_refused(normalise):
     """Floats in 0..1, as other code passes them, are one message; black ones are pictures."""
-    config = genhmr.Config(image_size=64, patch_size=16)
-    module = torch.nn.Module()
-    genhmr.register_statistics(module)
     images = torch.rand(2, 3, 64, 64)
-    for normalise in (lambda x: genhmr.normalised_crop(module, x, config.image_size),
-                      lambda x: simplehand.SimpleHand.normalise(SimpleNamespace(
-                          mean=module.mean, std=module.std,
-                          config=simplehand.Config(image_size=64)), x),
-                      hand_adapter().expert.features, body_adapter().expert):
-        with pytest.raises(ValueError, match="0..255"):
-            normalise(images)
-        for good in (images * 255, images * 0, (images > 0.5).to(torch.uint8)):
-            found = normalise(good)
-            assert (found["body_pose"] if isinstance(found, dict) else found).isfinite().all()
+    with pytest.raises(ValueError, match="0..255"):
+        normalise(images)
+    for good in (images * 255, images * 0, (images > 0.5).to(torch.uint8)):
+        normalise(good)
 
 
 def test_the_readme_s_lines_run(tmp_path, monkeypatch):

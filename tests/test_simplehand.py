@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -58,10 +59,10 @@ def test_parameter_counts_of_the_release():
 def test_presets_build_and_say_what_the_paper_says(name):
     """Every preset builds; all but the tiny ones see the paper's 13.1 M samples."""
     config = ALL_PRESETS[name]
-    with torch.device("meta"):
-        assert count(SimpleHand(config) if name in PRESETS else on_meta(config)) > 0
-    tiny = name in ("cpu", "cpu_views", "ablation")
-    assert tiny or config.steps * config.batch_size == 200 * 256 * 256
+    assert count(on_meta(config)) > 0
+    assert (name in ("cpu", "cpu_views", "ablation")
+            or config.steps * config.batch_size == 200 * 256 * 256
+            and config.schedule == "step")
     assert config.warmup_steps < config.steps / 2
 
 
@@ -108,6 +109,13 @@ def test_branches_of_fastvit():
     one = randomise(simplehand.MobileOne(6, 6, 3, excite=False))
     branches = one.identity(x) + one.conv_kxk(x) + one.conv_scale(x)
     assert torch.allclose(one(x), nn.functional.gelu(branches))
+    attend, y = simplehand.SelfAttention(64), torch.randn(2, 64, 3, 3)
+    q, k, v = attend.qkv(y.flatten(2).mT).view(2, 9, 3, 2, 32).transpose(1, 3).unbind(2)
+    heads = (q @ k.mT / 32**0.5).softmax(-1) @ v  # (2, heads, 9, 32)
+    expected = attend.proj(heads.transpose(1, 2).flatten(2)).mT.unflatten(2, (3, 3))
+    assert torch.allclose(attend(y), expected, atol=1e-6)
+    position = randomise(simplehand.PositionConv(6, 7))
+    assert torch.allclose(position(x), x + position.pos_enc(x))
     large = randomise(simplehand.LargeKernelConv(6, 12, 7))  # without an activation
     assert torch.allclose(large(x), large.large_conv(x) + large.small_conv(x))
 
@@ -149,22 +157,24 @@ def test_sine_map_of_the_release():
         angle = position / (size + 1e-6) * 2 * math.pi / 10_000 ** (2 * (index // 2) / 128)
         expected = math.cos(angle) if index % 2 else math.sin(angle)
         assert actual[channel, y, x].item() == pytest.approx(expected, abs=1e-5)
+    head = SimpleHand(replace(TINY, official=True)).mesh_head
+    head.deconv = nn.Identity()
+    tokens = head.generate(torch.zeros(1, channels, size, size), torch.tensor([[[3.0, 13]]]) / 27)
+    assert torch.allclose(tokens[0, 0], actual[:, 13, 3], atol=1e-5)  # added to the features
 
 
 @functools.cache
-def head_without_deconv(official: bool) -> nn.Module:
+def columns_read(official: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function: the column, of 28, that the token generator reads at fractions u of the crop."""
     head = SimpleHand(replace(TINY, official=official)).mesh_head
     head.deconv = nn.Identity()
-    return head
-
-
-def columns_read(official: bool, u: torch.Tensor) -> torch.Tensor:
-    """The column, of 28, that the token generator reads at fractions u of the crop."""
-    head = head_without_deconv(official)
     ramp = torch.arange(28.0).expand(1, 4, 28, 28)
-    keypoints = torch.stack((u, u), -1)[None]
-    tokens = head.generate(ramp, keypoints) - head.generate(torch.zeros_like(ramp), keypoints)
-    return tokens[0, :, 0]
+
+    def columns(u: torch.Tensor) -> torch.Tensor:
+        points = torch.stack((u, u), -1)[None]
+        return (head.generate(ramp, points) - head.generate(0 * ramp, points))[0, :, 0]
+
+    return columns
 
 
 @given(st.lists(st.floats(-0.5, 1.5, width=32), min_size=21, max_size=21))
@@ -172,8 +182,8 @@ def test_convention_sampling_index(values):
     """u is read at column 28 u - 0.5 of 28, in the release at 27 u, and never outside."""
     u = torch.tensor(values)
     inside = u.clamp(0, 1)
-    assert torch.allclose(columns_read(False, u), (28 * inside - 0.5).clamp(0, 27), atol=1e-4)
-    assert torch.allclose(columns_read(True, u), 27 * inside, atol=1e-4)
+    assert torch.allclose(columns_read(False)(u), (28 * inside - 0.5).clamp(0, 27), atol=1e-4)
+    assert torch.allclose(columns_read(True)(u), 27 * inside, atol=1e-4)
 
 
 def test_convention_images_are_rgb_of_0_to_255():
@@ -239,18 +249,14 @@ def test_decoder_layers_grow_tokens_and_shrink_channels():
 
 def test_mesh_loss_moves_the_keypoints_but_clamped_ones():
     """Sampling points have a gradient from the mesh alone, and none outside the crop."""
-    torch.manual_seed(0)
     model = randomise(SimpleHand(TINY))
     keypoints = torch.rand(2, 21, 2) * 0.8 + 0.1
-    keypoints[0, :7, 0] = -0.3
-    keypoints[1, 5, 1] = 1.2
-    keypoints.requires_grad_()
+    keypoints[0, :7, 0], keypoints[1, 5, 1] = -0.3, 1.2
     features, _ = model.backbone(model.normalise(images(2, 128)))
-    model.mesh_head(features, keypoints).square().sum().backward()
+    model.mesh_head(features, keypoints.requires_grad_()).square().sum().backward()
     outside = (keypoints < 0) | (keypoints > 1)
     assert (keypoints.grad[outside] == 0).all()
     assert (keypoints.grad[~outside] != 0).float().mean() > 0.9
-
     model(images(2, 128))["vertices"].square().sum().backward()
     assert model.keypoints_2d_head.weight.grad.abs().max() > 0
 
@@ -419,34 +425,18 @@ def test_translation_is_found_again(translation, focal):
     assert np.isfinite(absurd).all() and (points + absurd)[:, 2].min() >= 0.1 - 1e-9
 
 
-@given(st.tuples(st.floats(0, 500), st.floats(0, 300), st.floats(5, 300), st.floats(5, 300)))
-def test_crop_camera_looks_at_the_box(box):
-    """A rotation; the box's centre becomes the crop's, the longer side fills it, as in data.py."""
+@given(st.tuples(st.floats(0, 500), st.floats(0, 300), st.floats(5, 300), st.floats(5, 300)),
+       st.booleans())
+def test_crop_camera_is_that_of_the_training_crops(box, official):
+    """As in sets/crops.py, where pixels of the release count from the centre of the first one."""
     K, box = camera(640, 480, 500.0), np.array(box)
-    crop_K, rotation = simplehand.crop_camera(K, box, 128)
-    assert np.allclose(rotation @ rotation.T, np.eye(3)) and np.linalg.det(rotation) > 0
-    homography = crop_K @ rotation @ np.linalg.inv(K)
-    center = box[:2] + box[2:] / 2
-    assert np.allclose(simplehand.transform(homography, center), 64)
-    reference = crops.perspective_crop(K, center, box[2:], 128)
-    assert np.allclose(reference.K, crop_K) and np.allclose(reference.rotation, rotation)
-
-
-def test_convention_release_s_crop():
-    """official=True: the turned corners fill the crop; its axis meets the centre of pixel S/2."""
-    K, box, size = camera(600, 500), np.array([40, 30, 90, 60]), 224
-    K[0, 0], K[1, 1] = 500, 450
-    crop_K, rotation = simplehand.crop_camera(K, box, size, official=True)
-    assert np.allclose(rotation, simplehand.crop_camera(K, box, size)[1])
-    assert np.allclose(crop_K[:2, 2], size / 2 + 0.5)
-    assert crop_K[1, 1] / crop_K[0, 0] == pytest.approx(450 / 500)
-    corners = box[:2] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * box[2:]
-    spanned = np.ptp(simplehand.transform(crop_K @ rotation @ np.linalg.inv(K), corners), axis=0)
-    assert spanned.max() == pytest.approx(size)
-    half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # theirs count from the first centre
-    reference = crops.perspective_crop(K - half, box[:2] + box[2:] / 2 - 0.5, box[2:], size,
-                                       release=True)
-    assert np.allclose(reference.K + half, crop_K) and np.allclose(reference.rotation, rotation)
+    K[1, 1] = 450  # the release keeps the ratio
+    half = 0.5 * official
+    theirs, turned = simplehand.crop_camera(K, box, 128, official)
+    shift = np.array([[0, 0, half], [0, 0, half], [0, 0, 0]])
+    ours = crops.perspective_crop(K - shift, box[:2] + box[2:] / 2 - half, box[2:], 128,
+                                  release=official)
+    assert np.allclose(ours.K + shift, theirs) and np.allclose(ours.rotation, turned)
 
 
 def test_convention_release_s_pixels(monkeypatch):
@@ -492,15 +482,3 @@ def test_convention_whole_square_picture_is_its_own_crop(trained):
     assert all(value.dtype == np.float32 for name, value in prediction.items() if name != "side")
     assert np.allclose(prediction["box"], (22.5, 15, 75, 50))
     assert prediction["K"][0, 0] == pytest.approx(math.hypot(120, 90))
-
-
-@given(st.tuples(*[st.floats(-1e4, 1e4)] * 2, *[st.floats(1e-3, 2e4)] * 2))
-def test_any_box_gives_finite_hands_or_one_error(trained, box):
-    """However odd the box, no array holds anything but finite numbers, or it is refused."""
-    image = picture()[:, :, ::-1]  # a view with negative strides, as users make from BGR
-    try:
-        prediction = simplehand.predict(trained, image, regressor(), box=box)
-    except ValueError as error:
-        assert "x,y,width,height" in str(error)
-    else:
-        assert all(np.isfinite(value).all() for value in prediction.values())

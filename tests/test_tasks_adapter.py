@@ -16,7 +16,7 @@ import hmr_adapter
 import train
 import weights.hmr_adapter
 from tasks.base import Predictions
-from tasks.hmr_adapter import stage_runs
+from tasks.hmr_adapter import look, stage_runs
 from tasks.settings import preset_settings, settable
 
 TINY = {  # set in every stage that has the field
@@ -167,13 +167,21 @@ def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
     task, model, *_ = train.prepare(arguments)
     batch = batch_of(task.test_set, range(3))
     with torch.no_grad():
-        found = task.predict(model, batch).found
+        predictions = task.predict(model, batch)
+        found = predictions.found
+        low, side = look(model.body, batch)["hand_boxes"][:, :, None].split(2, -1)
+        knuckles = hmr_adapter.true_knuckles(batch)
+        inside = ((knuckles >= low) & (knuckles <= low + side)).all(-1)
+        share = inside[batch["hand_valid"] > 0].float().mean()
         expected = model(batch["image"])["body_pose"]
         true = model.join(model.body(batch["image"]), batch["hand_images"],
                           batch["hand_valid"])["body_pose"]
     torch.testing.assert_close(found["ours"]["pose"], expected)
     torch.testing.assert_close(found["ours, true boxes"]["pose"], true)
     assert not torch.allclose(expected, true)
+    predictions = predictions.map(lambda value: value.numpy())
+    assert task.notes(predictions).endswith(
+        f"{share:.1%} of the true knuckles are in the predicted hand boxes.\n")
 
 
 def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path, capsys):

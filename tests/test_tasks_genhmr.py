@@ -89,14 +89,15 @@ def test_the_tokenizer_logs_every_loss_and_its_codebook(finished):
 
 
 @pytest.mark.parametrize(("stage", "names", "errors"), [
-    ("tokenizer", ["tokenizer", "mean pose"], ["MPJPE", "MVE"]),
+    ("tokenizer", ["tokenizer", "1 degree", "10 % random", "mean pose"], ["MPJPE", "MVE"]),
     ("transformer", [*ROWS, "mean pose"], ["PA-MPJPE", "PA-MVE", "MPJPE", "MVE"])])
 def test_tables_hold_the_required_rows(finished, stage, names, errors):
     """Reconstruction; T, P and the mean pose; and pictures."""
     scores = json.loads((finished[stage] / "results.json").read_text())["scores"]
     assert list(scores) == names
-    for row in scores.values():
-        assert list(row) == errors
+    for name, row in scores.items():
+        changed = ["changed %"] * (stage == "tokenizer" and name != "mean pose")
+        assert list(row) == errors + changed
     assert data.read_image(finished[stage] / "predictions.png").std() > 5
 
 
@@ -246,26 +247,52 @@ def test_scores_do_not_depend_on_the_pieces(finished, folder):
     batch = batch_of(task.test_set, range(13))
     task.set_baseline([batch])
     pose, betas, index = (batch[name].numpy() for name in ("pose", "betas", "index"))
-    truth = {"pose": pose, "betas": betas}
+    truth = {"pose": pose, "betas": betas, "tokens": np.zeros((13, 48), np.int64)}
     predictions = Predictions(index, {
         "truth": truth, "next": truth | {"pose": np.roll(pose, 1, 0)}}, truth)
     whole = task.scores(predictions)
     task.PIECE = 7
     assert whole.keys() == {"truth", "next", "mean pose"}
-    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0}, abs=1e-6)
+    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0, "changed %": 0.0}, abs=1e-6)
     for name, scores in task.scores(predictions).items():
         assert scores == pytest.approx(whole[name], rel=1e-5, abs=1e-6)
     assert 0 < whole["mean pose"]["MPJPE"] < whole["next"]["MPJPE"]
 
 
-def test_notes_compare_predictors(folder):
-    """Paired differences leave out NaN and absent predictors."""
+def test_notes_compare_predictors_and_headings(folder):
+    """Paired differences leave out NaN and absent predictors; people who look at the camera are
+    fronts, those who look away backs; errors that are not aligned have no such line."""
     task = make_task(folder, "encoder")
     task.COMPARED = ("ours", "theirs"), ("ours", "absent")
+    angles = torch.tensor([180.0, 170, 125, 100, -90, 61, 30, 0])  # 0: looks where the camera looks
+    turns = torch.zeros(8, 24, 3)
+    turns[:, 0, 1] = torch.deg2rad(angles)
+    truth = {"pose": bodymodels.axis_angle_to_matrix(turns).numpy()}
     pve = np.array([[1, 2, np.nan, 6], [2, 4, np.nan, 5]])
-    assert comparisons(task, {
-        "ours": {"PVE": pve[0]}, "theirs": {"PVE": pve[1]}, "third": {"PA-MPJPE": pve[0]}}) == (
-        "ours minus theirs: PVE -0.67 +- 0.88\n")
+    errors = {"ours": {"PVE": pve[0]}, "theirs": {"PVE": pve[1]},
+              "third": {"PA-MPJPE": np.arange(8.0)}}
+    assert comparisons(task, errors) == "ours minus theirs: PVE -0.67 +- 0.88\n"
+    assert task.notes(Predictions(np.arange(8), {}, truth, errors)) == (
+        "third, PA-MPJPE: fronts 1.0 (3), sides 4.0 (3), backs 6.5 (2)\n")
+
+
+def test_the_disturbed_tokens_belong_to_the_sample(finished, folder):
+    """In any batch a sample gets the same errors: a tenth of its tokens, or one degree a joint."""
+    task = make_task(folder, "tokenizer", test_samples=60)
+    model = load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
+    batch = batch_of(task.test_set, range(60))
+    turned, random = task.disturbed(model, batch, model.encode(batch["pose"]))
+    part = batch_of(task.test_set, [4, 1])
+    for whole, again in zip((turned, random), task.disturbed(
+            model, part, model.encode(part["pose"])), strict=True):
+        assert torch.equal(whole[[4, 1]], again)
+    share = (random != model.encode(batch["pose"])).float().mean()
+    assert share == pytest.approx(0.1 * 15 / 16, abs=0.02)  # of 16 codes one is the old one
+    seen = []
+    model.encode = seen.append
+    task.disturbed(model, batch, random)
+    trace = (seen[0] * batch["pose"]).sum((2, 3)).double()
+    assert torch.rad2deg(((trace - 1) / 2).clamp(-1, 1).acos()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
@@ -283,7 +310,7 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     assert (moved > 1e-7).all()
 
 
-def test_own_keypoints_pull_the_mean_code_towards_them(folder):
+def test_own_keypoints_pull_the_mean_code_towards_them(finished, folder):
     """Refined on the encoder's keypoints, the shipped model's poses project closer to sure ones."""
     task, model = make_task(folder, "transformer"), load_checkpoint(SHIPPED)
     batch = batch_of(task.test_set, range(12))
