@@ -1,7 +1,7 @@
 """Speed beside the usual code, on a GPU if there is one. Times are medians of interleaved runs.
 
 tradeoff draws SimpleHand's error against its time, of models that tables.py has trained (table7,
-table1); alarms says how often demo.py is right; gpu needs one.
+table1); alarms says how often demo.py is right; gpu also measures training.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Speed of SimpleHand, GenHMR, skinning and Procrustes beside the usual code."""
+"""Speed of SimpleHand, GenHMR, skinning and Procrustes beside the usual code, and of training."""
 
 import argparse
 import copy
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,14 +11,17 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 import genhmr
 import simplehand
+import train
 from bodymodels import BodyModel, load_model
 from metrics import procrustes_align
 from networks import fast
 from networks.backbones import simplehand_model
 from networks.small_encoder import build_genhmr
+from tasks.settings import ON_A_CPU
 
 # T, P: ms on an RTX A5000 (GenHMR's Tables 2 and 3). The paper also says that AITI "measures
 # per-iteration processing time", but its figures grow with T and P.
@@ -193,10 +197,41 @@ def time_geometry(arguments: argparse.Namespace) -> None:
                 common_procrustes(*piece) for piece in pieces]}, arguments.seconds)
 
 
+# ------------------------------------------------------------------------------------- GPUs
+
+
+def time_step(name: str, preset: str, device: torch.device, seconds: float, *changes: str) -> None:
+    """Print the time of one optimiser step of a task of train.py, with changes as of --set."""
+    kind, (model, _, stage) = train.TASKS[name], name.partition("-")
+    if hasattr(kind.PRESETS[preset], "arm_source"):
+        changes += ("arm_source=true",)  # needs no second network
+    with tempfile.TemporaryDirectory() as cache:
+        arguments = train.parse_arguments([
+            "--model", model, "--preset", preset, *["--stage", stage] * bool(stage),
+            "--cache", cache, "--set", "train_samples=4", *changes])
+        config, settings = train.choose_config(arguments)
+        origin = {"data": "rendered"}  # as of a checkpoint: no trained expert or tokenizer needed
+        task = kind(config, arguments, origin, settings)
+        trainer = train.Trainer(task, train.World(device=device), task.build())
+        part = config.batch_size // settings.accumulate
+        samples = default_collate([task.train_set[index % 4] for index in range(part)])
+    batches = [{key: value.to(device) for key, value in samples.items()}] * settings.accumulate
+    table(f"{name}, training step, {preset}", {
+        f"{config.batch_size} samples": lambda: trainer.train_step(batches)}, seconds)
+
+
 def time_gpu(arguments: argparse.Namespace) -> None:
-    """Print SimpleHand's and GenHMR's times on a GPU."""
+    """Print all times on a GPU: of inference, and of training steps of every paper."""
     if not torch.cuda.is_available():
         print("not run: no GPU can be used on this machine")
         return
     time_simplehand(arguments)
-    time_per_image(genhmr.PRESETS[arguments.preset], arguments.seconds)
+    time_per_image(genhmr.PRESETS["paper"], arguments.seconds)
+    for name, kind in train.TASKS.items():
+        for preset in set(() if name == "hmr_adapter-all" else kind.PRESETS).difference(ON_A_CPU):
+            torch.cuda.reset_peak_memory_stats()
+            try:
+                time_step(name, preset, torch.device("cuda"), arguments.seconds)
+                print(f"  at most {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+            except torch.cuda.OutOfMemoryError as error:
+                print(f"{name}, {preset}: {error!r:.80}")

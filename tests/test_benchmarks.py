@@ -127,7 +127,24 @@ def test_warnings_are_judged(capsys, monkeypatch):
         assert image.dtype == np.uint8 and 0.005 < apart.mean() < 0.06
 
 
+def test_limits_balance_false_and_missed_warnings():
+    """The best limit separates what can be separated; shares are of warnings, and of the bad."""
+    scores, bad = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, False, True, True])
+    assert alarms.best_limit(scores, bad) == pytest.approx(0.25)
+    assert alarms.precision_recall(scores > 0.15, bad) == (pytest.approx(2 / 3), 1)
+    assert alarms.precision_recall(scores > 9, bad) == (0, 0)
+
+
 def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command.main(["gpu"])
     assert capsys.readouterr().out.startswith("not run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
+def test_a_training_step_is_the_trainers_own(capsys, name):
+    """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
+    speed.time_step(name, "cpu", torch.device("cpu"), 0.0, "batch_size=2",
+                    "accumulate=2")
+    assert "2 samples" in capsys.readouterr().out
