@@ -79,6 +79,7 @@ from tasks.files import (
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
     OF_THE_LOOP,
+    ON_A_CPU,
     PRECISIONS,
     Settings,
     override,
@@ -492,6 +493,10 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
     print(f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
           f"{world.device.type}: from step {trainer.step} to {task.config.steps}, in {out}\n"
           f"{task.config.batch_size} samples per step, {size} at a time in a process", flush=True)
+    if task.PRETRAINED and not (run or arguments.checkpoint or arguments.backbone
+                                or arguments.preset in ON_A_CPU):
+        print(f"note: no --backbone: it starts from random weights, the paper's from "
+              f"{task.PRETRAINED}", flush=True)
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,

@@ -104,6 +104,7 @@ class Task(ABC):
     ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, names of train.FLAGS
     NEXT: ClassVar[str]  # the next command, with {checkpoint} and other flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
+    PRETRAINED: ClassVar[str] = ""  # weights from which the paper's backbone starts
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     BASELINE: ClassVar[str] = "mean hand"  # name of the constant predictions in the table
     COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample

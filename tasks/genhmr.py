@@ -330,6 +330,7 @@ class TransformerTask(BodyTask):
               "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
     ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
                  "brief")
+    PRETRAINED = "ViTPose's, as HMR2.0's do (GenHMR is silent)"
     NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)

@@ -33,6 +33,7 @@ class SimpleHandTask(Task):
     PRESETS, SETTINGS = ALL_PRESETS, SIMPLEHAND
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = "hand", "backbone"
+    PRETRAINED = "ImageNet's"
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, *given: object) -> None:

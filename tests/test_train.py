@@ -309,6 +309,16 @@ def test_an_existing_run_is_not_overwritten(finished, cache, capsys, undrawn):
     assert (out / "checkpoint.pt").read_bytes() == before and rows(out / "scores.csv") == scores
 
 
+def test_random_weights_of_a_large_backbone_are_named(cache, tmp_path, capsys, monkeypatch):
+    """Whoever reproduces a paper and forgets --backbone is told; not with presets for a CPU."""
+    arguments = train.parse_arguments(command_line(cache, tmp_path / "new"))
+    for small, named in ((("cpu",), False), ((), True)):
+        monkeypatch.setattr(train, "ON_A_CPU", small)
+        task, model, run = train.prepare(arguments)
+        train.begin(train.Trainer(task, train.World(), model), run)
+        assert ("note: no --backbone" in capsys.readouterr().out) == named
+
+
 def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, undrawn):
     """--resume with more steps continues a run, without repeating its other settings; --set reaches
     the optimiser, and another precision is possible."""
