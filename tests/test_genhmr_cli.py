@@ -132,9 +132,9 @@ def test_refinement_starts_from_the_mean_code(model, body):
     assert not np.array_equal(plain["pose"], before["pose"])
 
 
-def test_schedules_and_chance_reach_the_sampling(model, body):
+def test_schedules_and_chance_reach_the_sampling(model, body, monkeypatch):
     """Rows of Tables 2, 11 and 12: T, schedule and top_k give other tokens; so does chance, also
-    for drawn poses, which are as many as asked for and differ."""
+    for drawn poses, which are as many as asked for, differ, and are drawn in random order."""
     def found(seed: int = 0, **options) -> dict:
         return genhmr.predict(model, body, picture(), **options,
                               generator=torch.Generator().manual_seed(seed))
@@ -151,6 +151,15 @@ def test_schedules_and_chance_reach_the_sampling(model, body):
     assert drawn[0].shape == (3, 24, 3, 3) and np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
     assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3
+    sample, orders = genhmr.sample_from, []
+
+    def noted(*given, **options):
+        orders.append(options.get("order", "confidence"))
+        return sample(*given, **options)
+
+    monkeypatch.setattr(genhmr, "sample_from", noted)
+    found(samples=2)
+    assert orders == ["confidence", "random", "random"]
 
 
 @pytest.mark.parametrize("names", [("nose", "left_wrist"), SMPL45])

@@ -374,6 +374,16 @@ def test_experts_start_upright():
     assert torch.allclose(pose, torch.stack([turn] + [eye] * 54).expand(2, 55, 3, 3), atol=0.1)
 
 
+def test_finger_losses_do_not_move_the_hand_joints():
+    """Fingers are regressed from detached keypoints; from the maps gradients flow."""
+    expert = body_adapter().expert
+    features = expert.features(images())
+    maps, joints = (getattr(features, name).detach().requires_grad_()
+                    for name in ("hand_maps", "hand_joints"))
+    expert.fingers(features._replace(hand_maps=maps, hand_joints=joints)).sum().backward()
+    assert joints.grad is None and maps.grad.any()
+
+
 def test_cells_and_pixels():
     """The map's first cell starts an eighth of the picture from the left, at the top."""
     expert = body_adapter().expert

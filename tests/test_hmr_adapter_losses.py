@@ -179,6 +179,18 @@ def test_unknown_labels_of_bodies_count_as_nothing(flag):
     assert gradient.isfinite().all() and (term != "pose" or not gradient[1].any())
 
 
+def test_joints_count_beside_a_known_pelvis():
+    """Without the pelvis, to which L_3D relates the others, no joint of the person counts."""
+    found, batch, expert = body_truth()
+    wrong = batch | {"keypoints_3d": batch["keypoints_3d"] + 0.1 * torch.randn(2, 76, 3)}
+    flags = torch.ones(3, 2, 76)
+    flags[1, 0, 0], flags[2, 0] = 0, 0
+    every, no_pelvis, nothing = (
+        hmr.body_losses(found, wrong | {"keypoints_3d_valid": known}, whole_body(), expert,
+                        TINY_BODY)["keypoints_3d"] for known in flags)
+    assert every > no_pelvis == nothing > 0
+
+
 def test_poses_without_fingers_leave_them_alone():
     """The eyes are never compared; SMPL tells nothing of jaw and fingers: rotations_valid is 0."""
     found, batch, expert = body_truth()
