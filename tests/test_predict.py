@@ -55,6 +55,18 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(paper, zoom):
         assert np.allclose(moved[name] - plain[name], shift, atol=1e-3)
 
 
+@pytest.mark.parametrize("paper", ["simplehand", "genhmr", "hmr_adapter"])
+def test_what_is_seen_moves_with_the_picture(paper):
+    """12 more columns on the left and 7 more rows above move keypoints and boxes by as much."""
+    image = np.pad(picture(), ((60, 60), (60, 60), (0, 0)), "edge")
+    larger = np.pad(image, ((7, 0), (12, 0), (0, 0)), "edge")
+    found, moved = (FINDERS[paper](MODELS[paper], shown, box=box) for shown, box in (
+        (image, (90, 80, 60, 40)), (larger, (102, 87, 60, 40))))
+    for name in ("keypoints_2d", *["hand_boxes"] * (paper == "hmr_adapter")):
+        shift = [12, 7, 0, 0][:found[name].shape[1]]
+        assert np.allclose(moved[name] - found[name], shift, atol=0.1)
+
+
 @pytest.mark.parametrize("paper", FINDERS)
 def test_bad_input_is_named(paper):
     """One ValueError that says what was expected; a model in training mode is refused, too."""

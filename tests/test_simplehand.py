@@ -79,6 +79,14 @@ VARIANTS = [HRNET, HIERA, UNET, {"sampling": "global"}, {"sampling": "global", *
             {"mixer": "convolution", "position_embedding": False}]
 
 
+@pytest.mark.parametrize(("factors", "cells"), [((4,), 8), ((2, 2), 8), ((2,), 4), ((1,), 2)])
+def test_deconvolutions_multiply_the_cells(factors, cells):
+    """Those of Table 5: 4x at once or 2x twice, 2x, and none."""
+    layers, width = simplehand.upsampler(replace(TINY, upsample=factors), 8)
+    assert layers(torch.zeros(2, 8, 2, 2)).shape == (2, width, cells, cells)
+    assert width == (8 if factors == (1,) else TINY.token_width)
+
+
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 def test_every_variant_fuses(fields):
     """fuse() computes the same in the model's precision, without norms, beside the original."""
