@@ -67,6 +67,15 @@ def test_what_is_seen_moves_with_the_picture(paper):
         assert np.allclose(moved[name] - found[name], shift, atol=0.1)
 
 
+def test_boxes_of_hands_are_those_of_the_crop():
+    """In a picture that the crop of the box just fills, they are the body expert's own."""
+    model, image = MODELS["hmr_adapter"], noise()[:64, :64]
+    found = FINDERS["hmr_adapter"](model, image, box=(12.8, 6.4, 38.4, 51.2))  # 3:4, times 1.25
+    with torch.no_grad():
+        expected = model.body(torch.from_numpy(image).permute(2, 0, 1)[None])["hand_boxes"][0]
+    assert np.allclose(found["hand_boxes"], expected, atol=0.01)
+
+
 @pytest.mark.parametrize("paper", FINDERS)
 def test_bad_input_is_named(paper):
     """One ValueError that says what was expected; a model in training mode is refused, too."""
