@@ -35,7 +35,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
     """Read a picture file as (H, W, 3) uint8 RGB.
 
     Transparency is composited on white, palettes, grey and CMYK are converted to RGB, and an
-    animation gives its first frame.
+    animation gives its first frame. Channels of more than 8 bits are refused.
 
     upright: apply the EXIF orientation; False returns the pixels as they are stored.
     part: first byte and number of bytes of the picture inside an archive; 0 bytes: the whole file.
@@ -48,6 +48,8 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
         with Image.open(bytes_of(path, *part) if part[1] else path) as picture:
             if upright:
                 ImageOps.exif_transpose(picture, in_place=True)
+            if picture.mode[0] in "IF":
+                raise ValueError("more than 8 bits per channel: save it with 8")
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")

@@ -232,9 +232,9 @@ class Official(KeyedDataset):
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Yield all records of the split."""
-        count = 0
+    def chunks(self, start: int) -> Iterator[np.ndarray]:
+        """Yield all records of the split; start is 0."""
+        count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 if isinstance(records, dict):

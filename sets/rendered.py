@@ -54,16 +54,16 @@ class Rendered(samples.KeyedDataset):
         """Render the records of several indices (N,)."""
         return np.stack([self.render(index) for index in indices])
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Render the split on all cores, in batches of records."""
+    def chunks(self, start: int) -> Iterator[np.ndarray]:
+        """Render the split from `start` on, on all cores, in batches of records."""
         workers = samples.available_cores() if self.length >= 256 else 0
-        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
+        loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
                             collate_fn=self.render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
         try:
             yield from tqdm(batches, f"Rendering {self.path.name}", unit="batch",
-                            total=len(loader))
+                            initial=start // 32, total=-(-self.length // 32))
         finally:
             if workers:  # they ignore signals, and an error's traceback would keep them alive
                 batches._shutdown_workers()
@@ -278,7 +278,8 @@ class RenderedHands(Rendered):
     default is the whole sphere.
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
-    (3 S^2 + 9.8 kB a sample) and read from it afterwards, bit for bit the same.
+    (3 S^2 + 9.8 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
+    was killed continues where it stopped.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}

@@ -55,16 +55,21 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarray]]
-                 ) -> np.ndarray:
+def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[int], Iterable[np.ndarray]],
+                 length: int | None = None) -> np.ndarray:
     """Memory-map the records of `path` (N,); build the file if it is new.
 
-    chunks() yields the records. They are written to a file beside `path`, which is renamed at the
-    end, so that readers never see half of it. When several processes ask at once, one builds and
+    chunks(start) yields the records from number `start` on. They are written to a file beside
+    `path`, which is renamed at the end, so that readers never see half of it. length: N, if it is
+    known; then a builder that was killed or stopped continues there, and a file that was cut off is
+    built anew. When several processes ask at once, one builds and
     the others wait and say so; the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written.
     """
-    if not path.is_file():
+    def is_complete() -> bool:
+        return path.is_file() and length in (None, path.stat().st_size / dtype.itemsize)
+
+    if not is_complete():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = open(path.with_suffix(".lock"), "w")
@@ -79,17 +84,20 @@ def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.n
                     print(f"waiting for another process that renders or packs {path.name}",
                           file=sys.stderr, flush=True)
                     fcntl.lockf(lock, fcntl.LOCK_EX)
-            if not path.is_file():  # nobody finished it while we waited
+            if not is_complete():  # nobody finished it while we waited
                 temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
                 try:
-                    with open(temporary, "wb") as file:
-                        for chunk in chunks():
+                    with open(temporary, "wb" if length is None else "ab") as file:
+                        count = file.tell() // dtype.itemsize
+                        file.truncate(count * dtype.itemsize)
+                        for chunk in chunks(count):
                             file.write(chunk.tobytes())
-                        file.flush()
+                            file.flush()
                         os.fsync(file.fileno())
                     os.replace(temporary, path)
                 finally:
-                    temporary.unlink(missing_ok=True)
+                    if length is None:
+                        temporary.unlink(missing_ok=True)
     return np.memmap(path, dtype, "r")
 
 
@@ -111,9 +119,10 @@ class KeyedDataset(Dataset):
 
     Subclasses have `load(index, rng)`: the sample's arrays after the geometric part of the
     augmentation. Those with records in a memory-mapped file, which every process opens for itself,
-    have what `build_packed` needs: path, dtype and `chunks()`.
+    have what `build_packed` needs: path, dtype, perhaps length, and `chunks(start)`.
     """
 
+    length: int | None = None
     path: Path | None = None
     _packed: np.ndarray | None = None
 
@@ -159,7 +168,7 @@ class KeyedDataset(Dataset):
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
         if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, self.chunks)
+            self._packed = build_packed(self.path, self.dtype, self.chunks, self.length)
         return self._packed[indices]
 
     def __len__(self) -> int:

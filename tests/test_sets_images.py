@@ -55,6 +55,13 @@ def test_read_image_composites_transparency_on_white(tmp_path):
     assert (read_image(tmp_path / "palette.png") == 255).all()
 
 
+def test_pictures_of_more_than_8_bits_are_refused(tmp_path):
+    """Pillow would clip them to white."""
+    Image.fromarray(np.full((6, 8), 40_000, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="x.png cannot be .*8 bits per channel: save it with 8"):
+        read_image(tmp_path / "x.png")
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""Packed files: built once, safe if killed."""
+"""Packed files: built once, rebuilt if damaged, safe if killed."""
 
 import subprocess
 import sys
@@ -16,11 +16,29 @@ def test_cache_is_built_by_all_cores_alike(tmp_path):
         assert digest(cached[index]) == digest(plain[index])
 
 
+def test_a_killed_rendering_continues(tmp_path):
+    """Whole records that a killed builder left count, and others are made: the same bits. A file
+    that was cut off, by a copy for example, is replaced."""
+    path = hands(length=5, cache=tmp_path).path
+    whole = path.read_bytes()
+    record = len(whole) // 5
+    for left in (len(whole), 2 * record, 3 * record - 7, 20, 0):
+        path.write_bytes(whole[:-100])
+        part = bytearray(whole[:left])
+        if left >= record:
+            part[0] ^= 1  # shows who made the first record
+        path.with_suffix(".part").write_bytes(part)
+        hands(length=5, cache=tmp_path)
+        made = path.read_bytes()
+        assert sum(a != b for a, b in zip(made, whole, strict=True)) == int(left >= record)
+        assert {file.suffix for file in tmp_path.iterdir()} == {".bin", ".lock"}
+
+
 @pytest.mark.slow
 def test_ranks_may_build_at_once(tmp_path):
     """Processes that want the same file at the same moment build it once and agree."""
     program = ("import numpy, pathlib, sys, time\nfrom sets.samples import build_packed\n"
-               "def chunks():\n"
+               "def chunks(start):\n"
                "    open(sys.argv[1] + '/built', 'a').write('x'); time.sleep(0.3)\n"
                "    yield numpy.arange(1000)\n"
                "r = build_packed(pathlib.Path(sys.argv[1]) / 'x.bin', numpy.dtype('i8'), "
@@ -38,7 +56,7 @@ from sets.samples import build_packed
 from sets.samples import follow_parent
 def large(batch):
     return numpy.zeros(10**6)  # does not fit into the pipe: the worker blocks while it writes
-def chunks():
+def chunks(start):
     for batch in DataLoader(range(9**9), num_workers=1, collate_fn=large,
                             worker_init_fn=follow_parent):
         pathlib.Path(sys.argv[1]).with_suffix(".ready").touch()
@@ -59,7 +77,7 @@ def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
             [sys.executable, "-c", "import numpy, pathlib, sys\n"
              "from sets.samples import build_packed\n"
              "path, kind = pathlib.Path(sys.argv[1]), numpy.dtype('i8')\n"
-             "build_packed(path, kind, lambda: [numpy.full(3, 5)])",
+             "build_packed(path, kind, lambda start: [numpy.full(3, 5)])",
              str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert second.stderr.readline() == (
             "waiting for another process that renders or packs x.bin\n")
