@@ -328,7 +328,6 @@ def test_body_expert_says_smplx():
     assert torch.allclose(pose @ pose.mT, torch.eye(3).expand_as(pose), atol=1e-5)
     assert torch.equal(pose[:, hmr.EYES], torch.eye(3).expand(3, 2, 3, 3))
     assert (depth > 0).all() and (depth < 56.381).all()
-    assert hmr.FOCAL * 2.5 / math.sqrt(0.75) == pytest.approx(56.38, abs=5e-3)
 
 
 def test_boxes_of_hands():
@@ -372,6 +371,30 @@ def test_experts_start_upright():
     assert torch.allclose(hand["camera"], torch.tensor([0.9, 0, 0]).expand(2, 3), atol=0.05)
     pose = body(images())["body_pose"]
     assert torch.allclose(pose, torch.stack([turn] + [eye] * 54).expand(2, 55, 3, 3), atol=0.1)
+
+
+def test_cameras_of_both_experts():
+    """HaMeR's [s, x, y] for crops of 256 px and a focal length of 5000; SMPLer-X's depth is at most
+    that at which 2.5 m squared fill a crop of 256 x 192."""
+    assert torch.allclose(hmr.hand_translation(torch.tensor([[0.9, 0.1, -0.2]])),
+                          torch.tensor([[0.1, -0.2, 2 * 5000 / (256 * 0.9)]]))
+    expert = body_adapter().expert
+    camera = expert.body_regressor["cam_out"][0]
+    with torch.no_grad():
+        camera.weight.zero_()
+        camera.bias.copy_(torch.tensor([0.1, 0.2, 100]))
+        found = expert(images())["translation"]
+    most = 5000 * 2.5 / math.sqrt(256 * 192)
+    assert torch.allclose(found, torch.tensor([0.1, 0.2, most]).expand(2, 3))
+
+
+def test_boxes_do_not_train_the_heat_maps():
+    """BoxNet reads them detached."""
+    expert = body_adapter().expert.requires_grad_(True)
+    features = expert.features(images())
+    (features.box_centers.sum() + features.box_sizes.sum()).backward()
+    assert all(value.grad is None for value in expert.body_position_net.parameters())
+    assert all(value.grad is not None for value in expert.box_net.parameters())
 
 
 def test_finger_losses_do_not_move_the_hand_joints():

@@ -217,6 +217,9 @@ def test_targets_of_heat_maps():
     assert extent.max() < 2 + 1e-4  # of 4 cells, less the wrist
     right_to_left = batch["keypoints_2d"][:, torch.tensor(hmr.HANDS)[LEFT, 1:], 0]
     assert torch.equal(hands[:, LEFT, :, 0].argsort(1, descending=True), right_to_left.argsort(1))
+    found["map_boxes"][:, RIGHT, 0] += 100  # its hand is outside of the map
+    _, (_, in_box) = hmr.heat_map_targets(batch, expert, found["map_boxes"])
+    assert not in_box[:, RIGHT].any() and in_box[:, LEFT].all()
 
 
 def test_total_losses_are_weighted_sums():

@@ -79,6 +79,13 @@ VARIANTS = [HRNET, HIERA, UNET, {"sampling": "global"}, {"sampling": "global", *
             {"mixer": "convolution", "position_embedding": False}]
 
 
+def test_new_keypoints_are_in_the_middle():
+    """There sampling has a gradient: also where outputs are scaled down, and without a map."""
+    for sampling in ("point", "global"):
+        model = SimpleHand(replace(TINY, **SHALLOW, output_scale=0.1, sampling=sampling)).eval()
+        assert (model(images())["keypoints_2d"] - 0.5).abs().max() < 0.3
+
+
 @pytest.mark.parametrize(("factors", "cells"), [((4,), 8), ((2, 2), 8), ((2,), 4), ((1,), 2)])
 def test_deconvolutions_multiply_the_cells(factors, cells):
     """Those of Table 5: 4x at once or 2x twice, 2x, and none."""
