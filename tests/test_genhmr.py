@@ -210,6 +210,7 @@ def test_tokenizer_stays_frozen():
 def test_vit_blocks_are_pre_norm_transformers():
     """Behind the patch embedding the encoder is torch's own pre-norm transformer, twice."""
     vit = GenHMR(TINY).backbone.eval()
+    assert [block.drop_path.rate for block in vit.blocks] == [0.0, 0.55]
     for parameter in vit.parameters():
         if parameter.ndim == 1:  # a forgotten norm or bias would change the output
             nn.init.uniform_(parameter, 0.5, 1.5)

@@ -397,14 +397,26 @@ def test_boxes_do_not_train_the_heat_maps():
     assert all(value.grad is not None for value in expert.box_net.parameters())
 
 
-def test_finger_losses_do_not_move_the_hand_joints():
-    """Fingers are regressed from detached keypoints; from the maps gradients flow."""
+def test_rotations_do_not_train_the_keypoints():
+    """Body and fingers are regressed from detached keypoints; from the maps gradients flow."""
     expert = body_adapter().expert
     features = expert.features(images())
-    maps, joints = (getattr(features, name).detach().requires_grad_()
-                    for name in ("hand_maps", "hand_joints"))
-    expert.fingers(features._replace(hand_maps=maps, hand_joints=joints)).sum().backward()
-    assert joints.grad is None and maps.grad.any()
+    maps, joints, hand_joints = (getattr(features, name).detach().requires_grad_()
+                                 for name in ("hand_maps", "joints", "hand_joints"))
+    features = features._replace(hand_maps=maps, joints=joints, hand_joints=hand_joints)
+    (expert.joined(features).sum() + expert.fingers(features).sum()).backward()
+    assert joints.grad is None and hand_joints.grad is None and maps.grad.any()
+
+
+def test_hands_are_normalised_as_hamer_s():
+    """By ImageNet's mean and standard deviation; the encoder sees the middle three quarters."""
+    expert = hand_adapter().expert
+    expert.backbone = torch.nn.Identity()
+    colour = torch.tensor([10, 100, 250], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 64, 64)
+    found = expert.features(colour)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (torch.tensor([10.0, 100, 250]) / 255 - mean) / std
+    assert torch.allclose(found, expected.view(3, 1, 1).expand(2, 3, 64, 48), atol=1e-5)
 
 
 def test_cells_and_pixels():

@@ -203,6 +203,12 @@ def test_poses_without_fingers_leave_them_alone():
         assert torch.equal(gradient.abs().sum((0, 2, 3)) > 0, known > 0)
 
 
+def test_masked_errors_are_means_of_all():
+    """L1; what is unknown counts as zero."""
+    errors = torch.tensor([[[1.0, -3]], [[5, 7]]])
+    assert hmr.masked_mean(errors, torch.tensor([[1], [0]])) == (1 + 3) / 4
+
+
 def test_targets_of_heat_maps():
     """The pelvis is in the middle bin; a depth of 0.15 m behind the wrist is in the last; a hand
     fills half of its map, the left one mirrored."""
