@@ -62,9 +62,8 @@ def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[int], Iterable[n
     chunks(start) yields the records from number `start` on. They are written to a file beside
     `path`, which is renamed at the end, so that readers never see half of it. length: N, if it is
     known; then a builder that was killed or stopped continues there, and a file that was cut off is
-    built anew. When several processes ask at once, one builds and
-    the others wait and say so; the lock of a killed builder dies with it.
-    Raises ValueError if the folder cannot be written.
+    built anew. When several processes ask at once, one builds and the others wait and say so; the
+    lock of a killed builder dies with it. Raises ValueError if the folder cannot be written.
     """
     def is_complete() -> bool:
         return path.is_file() and length in (None, path.stat().st_size / dtype.itemsize)
