@@ -210,11 +210,12 @@ def test_masked_errors_are_means_of_all():
 
 
 def test_targets_of_heat_maps():
-    """The pelvis is in the middle bin; a depth of 0.15 m behind the wrist is in the last; a hand
-    fills half of its map, the left one mirrored."""
+    """The pelvis is in the middle bin; a depth of 1 m behind it is in the last, of a hand 0.15 m
+    behind the wrist; a hand fills half of its map, the left one mirrored."""
     found, batch, expert = body_truth()
     (body, in_map), (hands, in_box) = hmr.heat_map_targets(batch, expert, found["map_boxes"])
-    assert torch.equal(body[:, 0, 2], torch.full((2,), 2.0))
+    depth = batch["keypoints_3d"][:, hmr.POSITIONED, 2] - batch["keypoints_3d"][:, :1, 2]
+    assert torch.allclose(body[..., 2], 2 + depth / 1.0 * 2, atol=1e-4) and not depth[:, 0].any()
     assert in_map.all() and in_box.all()
     wrist = batch["keypoints_3d"][:, torch.tensor(hmr.HANDS)[:, :1], 2]
     depth = batch["keypoints_3d"][:, torch.tensor(hmr.HANDS)[:, 1:], 2] - wrist
