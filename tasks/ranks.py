@@ -69,8 +69,14 @@ def join_world(workers: int | None = None) -> World:
         cores = data.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(16, cores) if device.type == "cuda" else 0
     if size > 1:
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                              is_master=served, timeout=PATIENCE)
+        # After a restart torchrun's store still has the addresses of the last attempt: new names
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
+            store=dist.PrefixStore(f"attempt {attempt}", store), timeout=PATIENCE)
     return World(rank, size, device, workers)
 
 
