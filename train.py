@@ -514,8 +514,9 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
-    if arguments.export:
-        save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
+    if arguments.export:  # for others: without the flags, which may name this machine's folders
+        shared = {name: value for name, value in results.items() if name != "flags"}
+        save({**shared, "model": weights, "baseline": task.baseline}, arguments.export)
     report(task, predictions, scores)
     bodymodels.write_atomically(arguments.out / "results.json",
                                 json.dumps(results, indent=2).encode())
