@@ -190,7 +190,7 @@ class Trainer:
         self.model = model.to(device, memory_format=layout)
         task.to(device)
         if world.size > 1:
-            self.model = share_batch_norm(self.model, device)
+            self.model = share_batch_norm(self.model, world)
         if compile:
             self.model.compile()
         self.called: nn.Module = MixedPrecision(self.model, device, settings.precision)
@@ -198,7 +198,8 @@ class Trainer:
             # 1 x 1 convolutions: their two memory layouts are the same
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.called = DistributedDataParallel(
-                self.called, [device] if device.type == "cuda" else None)
+                self.called, [device] if device.type == "cuda" else None,
+                process_group=world.steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import data
 
-# Also while another machine prepares its data, or the leader scores
-PATIENCE = timedelta(hours=12)
+TIMEOUT = timedelta(minutes=30)  # of collectives in a step: a slow loader, a first compilation
+PATIENCE = timedelta(hours=12)  # of everything else: data preparation, evaluation, saving
 Value = TypeVar("Value")
 
 
@@ -32,6 +32,7 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
     workers: int = 0  # data processes of each rank
+    steps: dist.ProcessGroup | None = None  # for collectives of a step, which wait less long
 
     @property
     def leader(self) -> bool:
@@ -42,7 +43,7 @@ class World:
         """Average each value over all processes, to the same bits on each of them."""
         total = torch.tensor(list(values), dtype=torch.float64)
         if self.size > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self.steps)
         return (total / self.size).tolist()
 
     def share(self, value: Value) -> Value:
@@ -68,16 +69,18 @@ def join_world(workers: int | None = None) -> World:
     if workers is None:  # a CPU that trains has no core to spare
         cores = data.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(16, cores) if device.type == "cuda" else 0
-    if size > 1:
-        served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                              is_master=served, timeout=PATIENCE)
-        # After a restart torchrun's store still has the addresses of the last attempt: new names
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group(
-            "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
-            store=dist.PrefixStore(f"attempt {attempt}", store), timeout=PATIENCE)
-    return World(rank, size, device, workers)
+    if size == 1:
+        return World(device=device, workers=workers)
+    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=served, timeout=PATIENCE)
+    # After a restart torchrun's store still has the addresses of the last attempt: use new names.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        timeout=PATIENCE)  # another machine may still prepare its data
+    return World(rank, size, device, workers, dist.new_group(timeout=TIMEOUT))
 
 
 def choose_device() -> torch.device:
@@ -109,27 +112,31 @@ def keep_freed_memory() -> None:
 
 
 class MeanOverRanks(torch.autograd.Function):
-    """The mean of a tensor over all processes, and of its gradient."""
+    """The mean of a tensor over all processes of a group, and of its gradient."""
 
     @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor,
+                group: dist.ProcessGroup | None) -> Tensor:
+        total, context.group = x.clone(), group
+        dist.all_reduce(total, group=group)
         return total / dist.get_world_size()
 
     @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        return MeanOverRanks.apply(gradient)
+    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor
+                 ) -> tuple[Tensor, None]:
+        return MeanOverRanks.apply(gradient, context.group), None
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes (PyTorch's SyncBatchNorm needs CUDA)."""
 
+    steps: dist.ProcessGroup  # of World
+
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         if not self.training:
             return super().forward(x)
         var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
-        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())))
+        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())), self.steps)
         mean, var = moments[0], moments[1] - moments[0].square()
         with torch.no_grad():
             count = x.numel() // x.shape[1] * dist.get_world_size()
@@ -141,13 +148,13 @@ class SharedBatchNorm(nn.BatchNorm2d):
         return x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
 
 
-def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+def share_batch_norm(model: nn.Module, world: World) -> nn.Module:
     """Make every batch norm of the model span all processes; names and weights stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if world.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model, world.steps)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm
+            module.__class__, module.steps = SharedBatchNorm, world.steps
     return model
 
 

@@ -632,7 +632,7 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         "gloo", rank=0, world_size=1, store=torch.distributed.FileStore(str(tmp_path / "store"), 1))
     try:
         own, reference = (nn.Sequential(nn.BatchNorm2d(5)) for _ in range(2))
-        share_batch_norm(own, torch.device("cpu"))
+        share_batch_norm(own, train.World())
         x = (1e3 + torch.randn(4, 5, 6, 7)).requires_grad_()
         weight, results = torch.randn(4, 5, 6, 7), []
         for norm in (own, reference):
@@ -642,7 +642,7 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(own.eval()(x), reference.eval()(x))
-        norm = share_batch_norm(nn.BatchNorm2d(5), torch.device("cpu"))
+        norm = share_batch_norm(nn.BatchNorm2d(5), train.World())
         assert norm(torch.randn(4, 5, 6, 7).bfloat16()).dtype == torch.bfloat16
         assert norm.running_mean.dtype == torch.float32 and norm.running_mean.abs().min() > 0
     finally:
