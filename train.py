@@ -406,10 +406,11 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping) -> None:
     --resume, for which all flags may be left out and those of --set changed.
     """
     given, known = flags_of(arguments), run.get("flags", {})  # older runs have none
-    given["preset"] = given["preset"] or (run["preset"] if arguments.resume else suitable_preset())
     if arguments.resume:
-        known = {"name": run["name"], "preset": run["preset"], "data": run["data"]}
-        given = {name: given[name] or known[name] for name in known}
+        known = {name: run[name] for name in ("name", "preset", "data")}
+        given = {name: given[name] or value for name, value in known.items()}
+    else:
+        given["preset"] = given["preset"] or suitable_preset()
     other = [name for name in {**given, **known} if given.get(name) != known.get(name)]
     require(not other, f"{arguments.out} already holds another run (it differs in "
             f"{', '.join(other)}): continue that one with --resume, or start this one with --out "

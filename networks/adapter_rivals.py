@@ -2,8 +2,8 @@
 
 The rivals share the adapters' experts and configs: the experts alone, adapters with another
 context, and concatenation or a weighted sum in place of the adapter. `build_model` finds the class
-of a config. The paper's baseline of both experts follows PyMAF-X (Sec. 4.2), which also shares the
-wrists' twists with the elbows; the paper does not say whether it does, and ours does not.
+of a config. The paper's baseline of both experts follows PyMAF-X (Sec. 4.2). PyMAF-X also shares
+the wrists' twists with the elbows. The paper does not say whether its baseline does; ours does not.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class Official(KeyedDataset):
         return json.loads(self.file(path).read_bytes())
 
     def chunks(self, start: int) -> Iterator[np.ndarray]:
-        """Yield all records of the split; start is 0."""
+        """Yield all records: an annotation is always read from its beginning, so start is 0."""
         count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):

@@ -469,9 +469,8 @@ class TransformerTask(BodyTask):
         if "draws" in predictions.first:
             first, truth = predictions.first["draws"], predictions.truth["joints"]
             for name, found in predictions.found.items():
-                drawn = posterior.posterior_errors(found["draws"], first, truth)
-                errors[name] |= drawn | {"energy - control": drawn["energy"] - drawn["control"],
-                                         "NLL": found["nll"], "kept %": found["kept"]}
+                errors[name] |= posterior.posterior_errors(found["draws"], first, truth) | {
+                    "NLL": found["nll"], "kept %": found["kept"]}
         return errors
 
     def notes(self, predictions: Predictions) -> str:
@@ -482,8 +481,9 @@ class TransformerTask(BodyTask):
         groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
         for group, rows in groups.items():
             for name, errors in predictions.errors.items() if rows.sum() > 1 else ():
-                gain, spread, error = (errors[column][rows] for column in (
-                    "energy - control", "spread", "error"))
+                energy, control, spread, error = (errors[column][rows] for column in (
+                    "energy", "control", "spread", "error"))
+                gain = energy - control
                 ratio = np.sqrt(np.square(spread).mean() / np.square(error).mean())
                 text += (f"{name}, {group} ({rows.sum()}): energy minus control {gain.mean():+.2f} "
                          f"+- {sem(gain):.2f}, spread / error {ratio:.2f}\n")

@@ -267,15 +267,19 @@ def test_wart_3dpw_keypoints_are_transposed(folders):
     np.testing.assert_allclose(record["center"], (known.min(1) + known.max(1)) / 2, rtol=1e-5)
 
 
+def roots_in_picture(record, transl, K) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel of a body's root, and where the inverse of the camera's motion would put it."""
+    motion = record["world_to_camera"].astype(np.float64)
+    root = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
+    R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
+    return tuple(bodymodels.project(np.stack([root, R @ (transl + tiny.REST_ROOT) + t]), K))
+
+
 def test_golden_3dpw_camera_leads_from_the_world(folders):
     """A real frame's pelvis projects to its detected hips; with the inverse it does not."""
     record = tiny.threedpw(folders("3dpw")).records()[0]
-    motion = record["world_to_camera"].astype(np.float64)
-    pelvis = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
-    found = bodymodels.project(pelvis[None], tiny.K_3DPW)[0]
+    found, wrong = roots_in_picture(record, tiny.TRANSL_3DPW, tiny.K_3DPW)
     np.testing.assert_allclose(found, (271.1, 958.1), atol=0.1)
-    R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
-    wrong = bodymodels.project((R @ (tiny.TRANSL_3DPW + tiny.REST_ROOT) + t)[None], tiny.K_3DPW)[0]
     assert wrong[0] > 1080  # outside of the picture
 
 
@@ -347,13 +351,9 @@ def test_wart_emdb_flags_choose_sequences_and_the_mask_frames(folders):
 def test_golden_emdb_extrinsics_lead_to_the_camera(folders):
     """A real frame's root projects beside the official keypoint; with the inverse it does not."""
     record = tiny.emdb(folders("emdb")).records()[0]
-    motion = record["world_to_camera"].astype(np.float64)
-    root = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
-    found = bodymodels.project(root[None], tiny.K_EMDB)[0]
+    found, wrong = roots_in_picture(record, tiny.TRANSL_EMDB, tiny.K_EMDB)
     np.testing.assert_allclose(found, (955.88, 1046.72), atol=0.05)
     assert np.abs(found - record["keypoints_2d"][0, :2]).max() < 2.5
-    R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
-    wrong = bodymodels.project((R @ (tiny.TRANSL_EMDB + tiny.REST_ROOT) + t)[None], tiny.K_EMDB)[0]
     np.testing.assert_allclose(wrong, (1383, 733), atol=1)
     np.testing.assert_allclose(tiny.rodrigues(record["pose"][0]),
                                tiny.CAMERA_EMDB[:3, :3] @ tiny.rodrigues(tiny.ROOT_EMDB), atol=1e-5)
