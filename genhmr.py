@@ -1279,7 +1279,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "cpu": TokenizerConfig(
         codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
         weight_commitment=0.2, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        batch_size=64, steps=5_000, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
+        batch_size=64, steps=3_600, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }
 
 PRESETS: dict[str, Config] = {
@@ -1296,5 +1296,5 @@ PRESETS: dict[str, Config] = {
         scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=6,
         regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
-        batch_size=32, steps=1_500, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
+        batch_size=32, steps=1_050, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }

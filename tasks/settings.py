@@ -79,7 +79,7 @@ GENHMR_TOKENIZER = {
     "paper": POSES,
     "h200": replace(POSES, eval_every=1_250),
     "single_gpu": replace(POSES, accumulate=2),
-    "cpu": replace(POSES, eval_every=2_500, train_samples=20_000, test_samples=1_000, lean=45.0,
+    "cpu": replace(POSES, eval_every=1_800, train_samples=20_000, test_samples=1_000, lean=45.0,
                    wide=0.8, tilt=40.0, uniform_rotation=0.0),
 }
 SMALL_BODIES = Settings(channels_last=True, eval_every=1_300, train_samples=16_000,
@@ -97,7 +97,7 @@ GENHMR_TRANSFORMER = {
     "paper": BODIES,
     "h200": replace(BODIES, eval_every=5_000),
     "single_gpu": replace(BODIES, accumulate=8),
-    "cpu": replace(SMALL_BODIES, channels_last=False, eval_every=900),
+    "cpu": replace(SMALL_BODIES, channels_last=False, eval_every=525),
 }
 # V100 has no bf16.
 PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="official_people", views=180.0,
