@@ -6,7 +6,8 @@ Three changes to the paper's network:
     2. The 2D keypoints are the means of heat maps, whose width tells how sure the network is.
        Their places are added to the tokens.
     3. A trained network looks again: hands that point up and fill their crops look more alike than
-       others, so further passes see the crop turned upright by what the first one finds.
+       others. Four passes see the crop in quarter turns; further ones see it turned upright by
+       what the surest of these finds.
 MediaPipe's hand tracker turns its crops upright, too. Training shows crops of both kinds (recipe
 "rendered_upright"). `looking_again` adds the further passes for inference. Letters in shapes as in
 simplehand.py: B batch, S side of the crop in pixels, C channels, N tokens or cells; and P further
@@ -16,7 +17,7 @@ passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,14 @@ import simplehand
 from sets.crops import rotation, upright_view
 from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
 
-STEP = math.radians(10)  # between the angles of further passes (our choice)
+# Of upright passes: the angle between them, and the sides of two more, smaller and larger; with
+# TRUST chosen on training images of another seed
+STEP, SCALES = math.radians(10), (0.9, 1.1)
 WEIGHT_HEAT_MAPS = 0.5  # of their cross-entropy (our choice)
 # We warn of heat maps wider than SPREAD, and suggest the other side where the mirrored hand's are
 # narrower by the factor SURER: see benchmarks/alarms.py and RESULTS.md.
-SPREAD, SURER = 0.1, 0.8
-TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
+SPREAD, SURER = 0.09, 0.8
+TRUST = 8  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Config(simplehand.Config):
     """
 
     backbone: str = "unet"
-    upright_passes: int = 3  # further passes of inference; 0: look once
+    upright_passes: int = 3  # angles at which inference looks again, see Upright; 0: look once
 
 
 def build(config: Config) -> SimpleHand:
@@ -219,7 +222,7 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
 
 
 class Upright(nn.Module):
-    """A trained network that sees each crop 1 + config.upright_passes times."""
+    """A trained network that sees each crop in quarter turns, then several times upright."""
 
     def __init__(self, model: SimpleHand) -> None:
         super().__init__()
@@ -234,15 +237,15 @@ class Upright(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, S, S) -> vertices, keypoints_2d and spread_2d, see build.
 
-        The results are means over the further passes, each turned by another angle. spread_2d is
-        that of all their heat maps together: it also grows where the passes disagree.
+        The results are means over the upright passes, each turned or scaled in another way.
+        spread_2d is that of all their heat maps together: it also grows where the passes disagree.
         """
-        angle, side = upright_view(self.model(images)["keypoints_2d"])
-        count = self.config.upright_passes
-        passes = [self.look(images, angle + STEP * (number - (count - 1) / 2), side)
-                  for number in range(count)]
-        vertices, points, spread = (torch.stack([hand[name] for hand in passes], 1) for name in
-                                    ("vertices", "keypoints_2d", "spread_2d"))  # (B, P, N, ...)
+        angle, side = upright_view(self.first(images))
+        middle = (self.config.upright_passes - 1) / 2
+        views = [(STEP * (number - middle), 1.0) for number in range(self.config.upright_passes)]
+        vertices, points, spread = stacked([
+            self.look(images, angle + turned, side * scale)
+            for turned, scale in [*views, *((0.0, scale) for scale in SCALES)]])  # (B, P, N, ...)
         doubt = spread.mean(2).clamp(min=1e-3)  # (B, P)
         share = F.normalize(doubt**-TRUST, p=1.0, dim=1)[:, :, None, None]
         mean = (share * points).sum(1)  # (B, 21, 2)
@@ -251,9 +254,23 @@ class Upright(nn.Module):
         return {"vertices": (share * vertices).sum(1), "keypoints_2d": mean,
                 "spread_2d": variance.sqrt()}
 
+    def first(self, images: Tensor) -> Tensor:
+        """Return keypoints (B, 21, 2) of the surest of four passes, in quarter turns."""
+        whole = self.mean.new_ones(len(images))
+        _, points, spread = stacked([self.look(images, quarters * math.pi / 2 * whole, whole)
+                                     for quarters in range(4)])
+        surest = spread.mean(2).argmin(1)
+        return points.take_along_dim(surest[:, None, None, None], 1)[:, 0]
+
     def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
         """Return what the network finds in the crops that `turn` makes, in the axes of images."""
         return turn_back(self.model(turn(images, angle, side)), angle, side)
+
+
+def stacked(passes: Sequence[Mapping[str, Tensor]]) -> Iterator[Tensor]:
+    """Stack vertices, keypoints_2d and spread_2d of P passes: (B, P, ...) each."""
+    return (torch.stack([hand[name] for hand in passes], 1)
+            for name in ("vertices", "keypoints_2d", "spread_2d"))
 
 
 def looking_again(model: SimpleHand) -> nn.Module:

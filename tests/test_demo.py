@@ -143,8 +143,8 @@ def test_hands_are_found(files, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("spread", "other", "side", "words"), [
-    (0.09, 0.09, "right", []), (0.11, 0.11, "right", ["not sure"]),
-    (0.09, 0.06, "right", ["add ,left"]), (0.09, 0.06, "left", ["leave out left"]),
+    (0.08, 0.08, "right", []), (0.11, 0.11, "right", ["not sure"]),
+    (0.08, 0.06, "right", ["add ,left"]), (0.08, 0.06, "left", ["leave out left"]),
     (0.11, 0.06, "left", ["leave out left", "not sure"])])
 def test_unsure_heat_maps_are_told(spread, other, side, words, monkeypatch):
     """Wider heat maps than SPREAD: a warning. Much narrower ones of the mirrored hand: another.
