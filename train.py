@@ -295,8 +295,11 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
     size = samples_at_once(task, world)
     keys = [list(own[start:start + size]) for start in range(0, len(own), size)]
     model.eval()
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 would round the meshes that are scored
     parts = [task.predict(model, batch, final).map(lambda value: value.cpu().numpy())
              for batch in load_batches(task.test_set, keys, world)]
+    torch.set_float32_matmul_precision(precision)
     model.train()
     gathered = [part for parts in world.gather(parts) for part in parts]
     if not world.leader:

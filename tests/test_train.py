@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ import data
 import simplehand
 import train
 from sets import readers
+from tasks.base import Predictions
 from tasks.files import add_row, add_scores, claim, cut_table, draw_curves
 from tasks.ranks import share_batch_norm
 from tasks.settings import SIMPLEHAND, Settings, override
@@ -202,6 +204,26 @@ def test_an_evaluation_is_the_best_if_it_beats_all_before_it(values, tmp_path_fa
              for step, value in enumerate(values)]
     assert found == [one == one and all(one < other for other in values[:place] if other == other)
                      for place, one in enumerate(values)]
+
+
+def test_scores_are_not_rounded_to_tf32():
+    """An evaluation multiplies in full precision, also on a GPU that trains with TF32."""
+    during = []
+
+    def predict(model, batch, final):
+        during.append(torch.get_float32_matmul_precision())
+        return Predictions(batch["index"], {}, {})
+
+    task = SimpleNamespace(
+        config=SimpleNamespace(batch_size=2), settings=SimpleNamespace(accumulate=1),
+        test_set=[{"index": index} for index in range(3)], predict=predict, scores=lambda _: {})
+    torch.set_float32_matmul_precision("high")
+    try:
+        train.evaluate(task, nn.Identity(), train.World())
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert during == ["highest"] * 2
 
 
 def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsys, cache,
