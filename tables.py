@@ -16,7 +16,8 @@
 Rows and the papers' figures are in assets/tables.md. Without --preset and --data rows are trained
 small, on rendered data; with --data by the preset "paper". Every run has a folder in OUT named by
 what it changes, so tables share rows, and the same command continues where it ended. OUT/TABLE.md
-is written anew after each row.
+and, of rows that are trained, OUT/TABLE.png, their test errors over steps, are written anew after
+each row.
 
 Tables of several data sets have one model for all: --on "--protocol emdb1_24 --test-root EMDB"
 (MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
@@ -38,12 +39,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 import bodymodels
 import train
 from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
 from tasks.base import EVALUATIONS
+from tasks.files import read_table, save_figure
 from tasks.ranks import announce
 from tasks.settings import Settings, as_text, override, own_overrides, preset_settings
 
@@ -162,6 +165,7 @@ class Runs:
         small = "ablation" if self.model == "simplehand" else "cpu"
         self.preset = options.preset or ("paper" if self.official else small)
         self.small, self.done = self.preset in ("cpu", "ablation"), set()
+        self.last: Path | None = None  # folder of the last training
         self.on = shlex.split(options.on or "")  # flags of all --eval, in place of the training's
         self.judge = protocol_of(self.on)
         scored_on = EVALUATIONS.get(self.judge or protocol_of(self.flags), ("",))[0]
@@ -215,7 +219,8 @@ class Runs:
         config, _, own = self.settings(stage)
         changes = differences(config, scaled(config, words))
         name = " ".join([stage or self.model, *([*label, *changes] or ["unchanged"])])
-        return self.run(self.options.out / name / f"seed {seed}", *flags, "--preset", self.preset,
+        self.last = self.options.out / name / f"seed {seed}"
+        return self.run(self.last, *flags, "--preset", self.preset,
                         "--set", *own, *changes, f"seed={seed}")
 
     def evaluated(self, out: Path, stage: str, *flags: object) -> Path:
@@ -324,6 +329,7 @@ class Runs:
         """A hand path (Table 5) or a body path (Table 6) beside the paper's other path, merged."""
         parts = {"hand": (), "body": ()} | {self.table.stage: words}
         hand, body = (self.adapter(part, own, seed) for part, own in parts.items())
+        self.last = {"hand": hand, "body": body}[self.table.stage]
         out = self.options.out / f"{hand.parent.name} with {body.parent.name}" / f"seed {seed}"
         self.evaluated(out, "all", "--checkpoint", hand / "checkpoint.pt", "--guide",
                        body / "checkpoint.pt")
@@ -400,6 +406,32 @@ def table_text(title: str, table: Table, scores: Scores, about: str, data: str =
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def draw_curves(table: Table, folders: Mapping[str, Path], path: Path) -> None:
+    """Draw the judges' test errors of rows over the steps of their trainings, in these folders.
+
+    Dashed: the expert before training, where a run has scored it.
+    """
+    curves = {row: rows for row, out in folders.items() if (rows := read_table(out / "scores.csv"))}
+    ends = {judge.split()[-1] for judge in table.judges}
+    names = dict.fromkeys(name for rows in curves.values() for name in rows[0]
+                          if name.split()[-1] in ends)
+    if not names:  # nothing is trained, or known
+        return
+    results = (json.loads((folders[row] / "results.json").read_text()) for row in curves)
+    expert = next((result["scores"]["expert"] for result in results
+                   if "expert" in result["scores"]), {})
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for row, rows in curves.items():
+            axes.plot([int(at["step"]) for at in rows], [float(at[name]) for at in rows],
+                      marker=".", label=row)
+        if name in expert:
+            axes.axhline(expert[name], color="k", linestyle="--", label="the expert before")
+        axes.set(xlabel="step", title=name, yscale="log")
+    axes.legend(fontsize="small")
+    save_figure(figure, path)
+
+
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return tables.py's flags and those for train.py."""
     parser = argparse.ArgumentParser(
@@ -442,7 +474,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score all rows of a table; write the table after each."""
     argv = sys.argv[1:] if argv is None else argv
     options, flags = parse(argv)
-    runs, scores = Runs(options, flags), {}
+    runs, scores, folders = Runs(options, flags), {}, {}
     title = " ".join([options.table, *[runs.judge] * bool(runs.on)])
     path, leader = options.out / f"{title}.md", int(os.environ.get("RANK", 0)) == 0
     about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm, ± over seeds. "
@@ -453,7 +485,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 range(first, first + (options.seeds or 1)), runs.table.words):
             row = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
             scores.setdefault(name, {})[seed] = row
+            if runs.last and seed == first and "expert" not in runs.table.words[name]:
+                folders[name] = runs.last
             if leader:
+                draw_curves(runs.table, folders, path.with_suffix(".png"))
                 text = table_text(f"{options.model} {title}", runs.table, scores, about,
                                   runs.set)
                 bodymodels.write_atomically(path, text.encode())

@@ -19,7 +19,16 @@ import tables
 import train
 from networks.backbones import simplehand_model
 from simplehand import Config
-from tables import TABLES, Table, differences, errors_of, ordering_lines, scaled, table_text
+from tables import (
+    TABLES,
+    Table,
+    differences,
+    draw_curves,
+    errors_of,
+    ordering_lines,
+    scaled,
+    table_text,
+)
 from tasks.settings import HMR_ADAPTER, override, preset_settings, settable
 
 ROWS = {  # of the paper; SimpleHand's Table 5 has two more of its text, Table 8 one of ours
@@ -152,6 +161,30 @@ def test_related_rows_share_a_part():
     assert "| cosine, T = 5 < linear, T = 5 |" in lines
     assert "| cosine, T = 10 < cosine, T = 5 |" in lines
     assert "cosine, T = 5 < linear, T = 10" not in lines
+
+
+def test_curves_are_the_test_errors_of_the_runs(tmp_path, monkeypatch):
+    """A panel for each error that judges, a line for each row with scores, and the expert's level;
+    no picture where nothing is trained."""
+    figures = []
+    monkeypatch.setattr(tables, "save_figure", lambda figure, path: figures.append(figure))
+    table = dataclasses.replace(TABLE, judges=("PVE", "occluded PVE"))
+    for row, errors in {"a": (60.0, 50.0), "b": (55.0, 52.0)}.items():
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "scores.csv").write_text("step,clear PVE,occluded PVE,PA-PVE\n" + "".join(
+            f"{step},{error},90.0,20.0\n" for step, error in zip((20, 40), errors, strict=True)))
+        expert = {"expert": {"clear PVE": 61.0}} if row == "b" else {}
+        (tmp_path / row / "results.json").write_text(json.dumps({"scores": expert}))
+    folders = {row: tmp_path / row for row in ("a", "b", "c")}
+    draw_curves(table, folders, tmp_path / "table.png")
+    clear, occluded = figures[0].axes
+    assert (clear.get_title(), occluded.get_title()) == ("clear PVE", "occluded PVE")
+    lines = {line.get_label(): line for line in clear.get_lines()}
+    assert set(lines) == {"a", "b", "the expert before"} and len(occluded.get_lines()) == 2
+    assert lines["b"].get_xydata().tolist() == [[20, 55], [40, 52]]
+    assert set(lines["the expert before"].get_ydata()) == {61.0}
+    draw_curves(table, {"c": tmp_path / "c"}, tmp_path / "table.png")
+    assert len(figures) == 1
 
 
 def test_errors_of_samples_reach_the_table(tmp_path):
@@ -494,3 +527,4 @@ def test_rows_around_the_shipped_experts(cache, tmp_path, capsys):
                       r"(?: [\d.]+ \|){4} 1 \|$", text, re.M)
     assert len(rows) == 7 and rows[0] == "-" and min(map(float, rows[1:])) > 0
     assert "18 test samples." in text
+    assert (tmp_path / "table3.png").exists()
