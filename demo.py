@@ -45,7 +45,7 @@ from weights.files import trained_on
 
 CONVENTIONAL = "distances are conventional: for metres give your camera, --focal PX or --K FILE"
 # Largest misfits to given 2D keypoints and to the network's own: see benchmarks/alarms.py
-MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.08, 0.07), "hmr_adapter": (0.12, 0.08)}
+MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.11, 0.07), "hmr_adapter": (0.12, 0.08)}
 LEAST = {  # values of flags, and what to say of lower ones
     "smooth": (1e-6, "frames a second, such as 30"), "focal": (1e-6, "pixels, such as 1500"),
     "iterations": (1, "1 or more"), "refine": (0, "0 or more")}
