@@ -94,7 +94,8 @@ class TokenizerTask(BodyTask):
     REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
               "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
               f"decoding and encoding again.\n{BodyTask.REMARK}")
-    NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
+    NEXT = ("python train.py --model genhmr --stage encoder; with a ViT in its place --stage "
+            "transformer --tokenizer {checkpoint}")
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)

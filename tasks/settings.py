@@ -85,10 +85,12 @@ GENHMR_TOKENIZER = {
 SMALL_BODIES = Settings(channels_last=True, eval_every=1_300, train_samples=16_000,
                         test_samples=500, augmentation="rendered_bodies_photos", views=180.0,
                         lean=45.0, wide=0.5, version=2)
+# In 40 minutes of two cores headings of the whole circle are not learned, see RESULTS.md
+NEW_BODIES = replace(SMALL_BODIES, views=30.0, lean=30.0, wide=0.2)
 GENHMR_ENCODER = {
     "h200": replace(SMALL_BODIES, train_samples=100_000),
     "single_gpu": replace(SMALL_BODIES, train_samples=60_000),
-    "cpu": SMALL_BODIES,
+    "cpu": NEW_BODIES,
 }
 # The recipe has scale, rotation, flip and colour (paper), shifts and crops of body parts (HMR2.0).
 BODIES = Settings(precision="bf16", channels_last=True, eval_every=10_000, train_samples=300_000,
@@ -97,7 +99,7 @@ GENHMR_TRANSFORMER = {
     "paper": BODIES,
     "h200": replace(BODIES, eval_every=5_000),
     "single_gpu": replace(BODIES, accumulate=8),
-    "cpu": replace(SMALL_BODIES, channels_last=False, eval_every=525),
+    "cpu": replace(NEW_BODIES, channels_last=False, eval_every=525),
 }
 # V100 has no bf16.
 PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="official_people", views=180.0,
