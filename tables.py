@@ -409,7 +409,7 @@ def table_text(title: str, table: Table, scores: Scores, about: str, data: str =
 def draw_curves(table: Table, folders: Mapping[str, Path], path: Path) -> None:
     """Draw the judges' test errors of rows over the steps of their trainings, in these folders.
 
-    Dashed: the expert before training, where a run has scored it.
+    Dashed: the expert before training, where a run has scored it. Rows far above it are cut off.
     """
     curves = {row: rows for row, out in folders.items() if (rows := read_table(out / "scores.csv"))}
     ends = {judge.split()[-1] for judge in table.judges}
@@ -427,8 +427,10 @@ def draw_curves(table: Table, folders: Mapping[str, Path], path: Path) -> None:
                       marker=".", label=row)
         if name in expert:
             axes.axhline(expert[name], color="k", linestyle="--", label="the expert before")
-        axes.set(xlabel="step", title=name, yscale="log")
-    axes.legend(fontsize="small")
+            axes.set_ylim(top=min(axes.get_ylim()[1], 1.2 * expert[name]))
+        axes.set(xlabel="step", ylabel="mm", title=name)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize="small")
     save_figure(figure, path)
 
 

@@ -173,14 +173,14 @@ def test_curves_are_the_test_errors_of_the_runs(tmp_path, monkeypatch):
         (tmp_path / row).mkdir()
         (tmp_path / row / "scores.csv").write_text("step,clear PVE,occluded PVE,PA-PVE\n" + "".join(
             f"{step},{error},90.0,20.0\n" for step, error in zip((20, 40), errors, strict=True)))
-        expert = {"expert": {"clear PVE": 61.0}} if row == "b" else {}
+        expert = {"expert": {"clear PVE": 61.0, "occluded PVE": 90.0}} if row == "b" else {}
         (tmp_path / row / "results.json").write_text(json.dumps({"scores": expert}))
     folders = {row: tmp_path / row for row in ("a", "b", "c")}
     draw_curves(table, folders, tmp_path / "table.png")
     clear, occluded = figures[0].axes
     assert (clear.get_title(), occluded.get_title()) == ("clear PVE", "occluded PVE")
     lines = {line.get_label(): line for line in clear.get_lines()}
-    assert set(lines) == {"a", "b", "the expert before"} and len(occluded.get_lines()) == 2
+    assert set(lines) == {"a", "b", "the expert before"} and len(occluded.get_lines()) == 3
     assert lines["b"].get_xydata().tolist() == [[20, 55], [40, 52]]
     assert set(lines["the expert before"].get_ydata()) == {61.0}
     draw_curves(table, {"c": tmp_path / "c"}, tmp_path / "table.png")
