@@ -165,7 +165,7 @@ class Runs:
         small = "ablation" if self.model == "simplehand" else "cpu"
         self.preset = options.preset or ("paper" if self.official else small)
         self.small, self.done = self.preset in ("cpu", "ablation"), set()
-        self.last: Path | None = None  # folder of the last training
+        self.last: Path | None = None  # folder of the last row's own training
         self.on = shlex.split(options.on or "")  # flags of all --eval, in place of the training's
         self.judge = protocol_of(self.on)
         scored_on = EVALUATIONS.get(self.judge or protocol_of(self.flags), ("",))[0]
@@ -304,6 +304,7 @@ class Runs:
         flags = [f"--{word.replace('_', '-')}" for word in own]
         flags += ["--brief"] * ("top_k" in str(self.table.words))  # rows differ in nothing else
         self.evaluated(out, "transformer", "--checkpoint", checkpoint, *flags)
+        self.last = None  # rows share a training, if any
         predictor = " ".join(word for word in words if word[0] in "TP")
         return errors_of(out, predictor, self.table.ours)
 

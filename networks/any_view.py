@@ -35,7 +35,7 @@ WEIGHT_HEAT_MAPS = 0.5  # of their cross-entropy (our choice)
 # We warn of heat maps wider than SPREAD, and suggest the other side where the mirrored hand's are
 # narrower by the factor SURER: see benchmarks/alarms.py and RESULTS.md.
 SPREAD, SURER = 0.09, 0.8
-TRUST = 8  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
+TRUST = 8  # the weight of a pass is the spread of its heat maps to the power -TRUST
 
 
 @dataclass(frozen=True)
