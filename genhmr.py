@@ -154,8 +154,8 @@ class Config:
     # Temperature of the Gumbel-softmax, Eq. 5
     temperature_start: float = 1.0  # (paper)
     temperature_end: float = 0.01  # (paper)
-    temperature_duration: float = 0.5  # fraction of the steps; constant afterwards (paper, whose
-    # text says that 50 % "slightly compromise generalization": it is the best row of its Table 9)
+    temperature_duration: float = 0.5  # fraction of the steps; constant afterwards (paper: 50 %
+    # "slightly compromise generalization", but it is the best row of Table 9 in all but one cell)
 
     # Optimisation: Adam on 2 GPUs
     batch_size: int = 96  # over all processes: 2 GPUs x 48 (paper, read as HMR2.0 means its 48)
@@ -277,7 +277,7 @@ def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
     """Make E: 6D rotations along the list of joints (B, 6, 24) -> embeddings z (B, C, L).
 
     TokenHMR's network without its rounding of lengths to tens: the lengths are those of Table 6.
-    The paper encodes axis-angles, theta (24, 3); we encode 6D, as TokenHMR does.
+    The paper encodes axis-angles, theta (24, 3); we encode 6D, as TokenHMR does (its 6D are rows).
     """
     width, length = config.width, 2 * JOINTS
     layers = [nn.Conv1d(6, width, 3, padding=1), nn.ReLU(),

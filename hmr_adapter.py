@@ -689,14 +689,16 @@ class HMRAdapter(nn.Module):
         self.hand = HandAdapter(config.hand) if hand is None else hand
         self.body = BodyAdapter(config.body) if body is None else body
 
-    def forward(self, images: Tensor, *, scale: float = 1.0) -> dict[str, Tensor]:
-        """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
+    def forward(self, images: Tensor, pictures: Tensor | None = None, *, scale: float = 1.0
+                ) -> dict[str, Tensor]:
+        """Predict SMPL-X, see `join`, from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        Hands are cut out at the predicted boxes (3.1). scale: of both adapters; 0 gives the two
-        experts, merged. Returns what `join` does.
+        Hands are cut out of `pictures`, the same with more pixels, if given. scale 0: no adapters.
         """
         prediction = self.body(images, scale=scale)
-        crops = crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
+        pictures = images if pictures is None else pictures
+        boxes = prediction["tight_boxes"] * (pictures.shape[-1] / images.shape[-1])
+        crops = crop_hands(pictures, boxes, self.hand.config.expert.image_size)
         return self.join(prediction, crops, scale=scale)
 
     def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
@@ -834,15 +836,14 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         crops = [cut_square(path, image, each.numpy(), size, mirrored=hand == 1)
                  for hand, each in enumerate(squares)]
         prediction = model.join(prediction, torch.stack(crops, 1), inside)
-    rows, columns = expert.grid
-    cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
+    cells = prediction["joints"][..., :2] - at.new_tensor(expert.grid[::-1]) / 2  # from the centre
     names = ("betas", "body_pose", "expression", "translation")
     found = {name: prediction[name].float().cpu() for name in names}
     mesh = body(*found.values())
     return to_arrays({
         "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
-        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
+        "keypoints_2d": at + cells * (side / expert.grid[0]), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": inside & (path is not model),
     } | smplx_parameters(found["body_pose"]), square, K)
 
@@ -1414,10 +1415,9 @@ def from_interleaved(rotation_6d: Tensor) -> Tensor:
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Convert axis times angle in radians (..., 3) to rotation matrices (..., 3, 3)."""
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(cross)
+    axes = torch.eye(3).to(axis_angle).expand(*axis_angle.shape, 3)
+    cross = torch.linalg.cross(axes, axis_angle[..., None, :])  # its rows
+    return torch.linalg.matrix_exp(cross.double()).to(axis_angle)
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:

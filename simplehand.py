@@ -215,6 +215,7 @@ def upsampler(config: Config, width: int) -> tuple[nn.Sequential, int]:
     width: channels of X_b. By default one deconvolution by 4, batch norm and ReLU (Fig. 2-D,
     release); no layer where X_b is fine enough (HRNet's) or never sampled ("global").
     """
+    require(config.token_width > 0, f"token_width is {config.token_width}: expected more")
     layers: list[nn.Module] = []
     deconvolutions = [partial(nn.ConvTranspose2d, kernel_size=factor, stride=factor)
                       for factor in config.upsample if factor > 1]
@@ -818,6 +819,7 @@ class RepMixer(Collapsible):
 def conv_mlp(channels: int, config: Config) -> nn.Sequential:
     """Depthwise large kernel, then pointwise linear, GELU, linear."""
     hidden = int(channels * config.mlp_ratio)
+    require(hidden > 0, f"mlp_ratio is {config.mlp_ratio}: expected more")
     return nn.Sequential(OrderedDict(
         conv=ConvNorm(channels, channels, config.large_kernel, 1, channels),
         fc1=nn.Conv2d(channels, hidden, 1), act=nn.GELU(), fc2=nn.Conv2d(hidden, channels, 1)))

@@ -94,8 +94,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Read the complete rows of a csv file; the last may be torn. Empty without a file."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    with open(path, newline="", errors="replace") as file:
+        return [row for row in csv.DictReader(line.replace("\0", "") for line in file)
+                if None not in row.values() and row.get("step", "0").isdecimal()]
 
 
 def cut_table(path: Path, step: int) -> None:

@@ -468,7 +468,7 @@ class DualPathTask(BodyAdapterTask):
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
               "with both adapters.\nHands are cut out where the body path finds them; true boxes: "
-              "where they are. Hands outside of the picture are\nleft to the body path; all hands: "
+              "where they are. Hands outside of the square are\nleft to the body path; all hands: "
               "merged, too, as in the paper.\n" + BodyTask.REMARK)
 
     @classmethod

@@ -330,6 +330,11 @@ def test_dual_path_joins_both_paths(scale):
         hands = hands.unflatten(0, (3, 2))
         assert torch.allclose(found["hand_pose"], hands, atol=1e-6) == equal
     assert torch.equal(found["body_path"], body["body_pose"])
+    sharper = pictures.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    twice = model(pictures, sharper, scale=scale)["hand_pose"]
+    crops_2 = hmr.crop_hands(sharper, 2 * body["tight_boxes"], 64)
+    joined = model.join(body, crops_2, scale=scale)["hand_pose"]
+    assert torch.equal(twice, joined) and not torch.equal(twice, found["hand_pose"])
     assert torch.equal(found["body_pose"], hmr.merge(body["body_pose"], found["hand_pose"]))
     valid = torch.tensor([[1.0, 1], [0, 0], [1, 0]])  # others keep the body path's pose
     part = model.join(body, crops.unflatten(0, (3, 2)), valid, scale=scale)

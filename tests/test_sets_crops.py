@@ -73,6 +73,7 @@ def test_reducing_warp_keeps_positions(x, y, side):
     warped = crops.warp(blob(1201, 967, x + 31, y - 17, spread=20), homography, 64)
     inside = crops.transform_points(homography, np.array([x + 31, y - 17]))
     np.testing.assert_allclose(centroid(warped), inside, atol=0.15)
+    assert not crops.warp(blob(60, 40, 9, 9), crops.crop_homography((x, y), 1e23, 8), 8).any()
 
 
 # ------------------------------------------------------- the crop of SimpleHand's released code

@@ -316,7 +316,7 @@ def test_other_image_shapes_are_refused(shape):
     {"image_size": 100}, {"image_size": 0}, {"depths": (1, 1, 1)}, {"large_kernel": 4},
     {"feature_width": 100}, {"dims": (16, 8)}, {"tokens": (20, 84, 336)}, {"heads": 3},
     {"embed_dims": (16, 16, 16, 16)}, {"backbone": "resnet"}, {"sampling": "everywhere"},
-    {"mixer": "pooling"},
+    {"mixer": "pooling"}, {"mlp_ratio": 0.0}, {"token_width": 0},
     {"official": True, "sampling": "global"}, {"tokens": (21, 84, 336), "sampling": "grid"},
 ])
 def test_impossible_configs_are_refused(fields):

@@ -467,6 +467,10 @@ def test_refinement_on_3dpw_follows_its_detector_and_no_truth(finished, folder, 
         found = task.predict(model, batch_of(task.test_set, [0]), final=True).found
     assert not [row for row in found if "P=" in row and not row.endswith(" oracle: true 2D")]
     assert f"{name} oracle: true 2D" in found
+    task.refines = judge("hmr2_lsp14").refines  # its file has no detections, and perhaps no truth
+    with torch.no_grad():
+        found = task.predict(model, batch_of(task.test_set, [0]), final=True).found
+    assert "T=5" in found and not [row for row in found if "P=" in row]
 
 
 def test_detections_of_other_data_sets_are_asked_for(finished, folder, folders, models, tmp_path):

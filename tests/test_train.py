@@ -482,6 +482,8 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
         add_row(path, {"step": step, "loss": 1 / step})
     with open(path, "a") as file:
         file.write("6,0.1\n1")  # a torn row whose step looks early
+    with open(path, "ab") as file:
+        file.write(b"\n\xff\0\0,1\n")  # and a damaged one
     cut_table(path, 3)
     add_row(path, {"step": 4, "loss": math.nan})
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
