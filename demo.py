@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
         add = part.add_argument
         add("pictures", nargs="*", type=Path, metavar="PICTURE", help="pictures, or folders")
         add("--box", action="append", default=[], metavar="X,Y,W,H", help="upper left corner, "
-            "width and height of a hand or person in pixels, of a hand also X,Y,W,H,left; or "
-            "'whole'; repeat it for more")
+            "width and height of a hand or person in pixels, rather too large than too small, of a "
+            "hand also X,Y,W,H,left; or 'whole'; repeat it for more")
         either = part.add_mutually_exclusive_group().add_argument
         either("--focal", type=float, metavar="PX",
                help="focal length of your camera in pixels, for distances in metres")

@@ -414,8 +414,8 @@ class Quantiser(nn.Module):
 class Tokenizer(nn.Module):
     """Convert poses to tokens and back: encoder, codebook, decoder (Fig. 2a). Always in fp32.
 
-    Four tokens per joint, but not of one joint: with the paper's config a token depends on four to
-    eight joints that are neighbours in SMPL's list, and a joint on a third or more of the tokens.
+    There are four times as many tokens as joints, but no token belongs to one joint: in the paper's
+    config it depends on four to eight neighbours in SMPL's list, a joint on a third of all or more.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:

@@ -29,7 +29,7 @@ The authors have published no code. Where the paper is silent we follow HaMeR (P
 CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), else choose; every config field names its
 source. The experts use the parameter names of the released weights.
 
-weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
+weights/hmr_adapter.py opens all checkpoints; this file alone, all but the small ones in assets/:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
     model = HandAdapter(HandConfig(**content["config"]))

@@ -489,8 +489,8 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
         K                (B, 3, 3)      intrinsics of the crop in pixels, with "coarse_mesh" only;
                                         vertices then need the camera as origin
     Meshes are compared relative to joint 9 (release; the paper is silent). 1/M ||.||_1 is read as
-    in the release: summed over coordinates, mean over the M points. What is invalid counts as zero
-    error, so the mean over a batch is the mean of the means over its parts.
+    in the release: summed over coordinates, mean over the M points. Invalid entries add zero to
+    the sum, so the mean over a batch is the mean of the means over its parts.
     """
     vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
     root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]

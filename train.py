@@ -463,6 +463,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict | None
     about = {name: value for name, value in origin.items() if name not in ("model", "optimizer")}
     task = kind(config, arguments, about, settings)
     model = start if arguments.eval else build(task, start)
+    if arguments.preset not in (None, *ON_A_CPU) and not torch.cuda.is_available():
+        announce(f"note: --preset {arguments.preset} is for a GPU, and this machine has none")
     announce(f"data: {task.data}; what is rendered or packed once is kept in {arguments.cache}")
     # Data are prepared before the processes meet, so that none of them waits in vain.
     _ = task.test_set, arguments.eval or task.train_set

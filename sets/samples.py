@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -85,6 +86,11 @@ def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[int], Iterable[n
                     fcntl.lockf(lock, fcntl.LOCK_EX)
             if not is_complete():  # nobody finished it while we waited
                 temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
+                done = temporary.stat().st_size if temporary.is_file() else 0
+                needed = (length or 0) * dtype.itemsize - done
+                if needed > shutil.disk_usage(path.parent).free:
+                    raise ValueError(f"{path} needs {needed / 1e9:.1f} GB more than the disk has "
+                                     "room for: give cache=FOLDER on another one")
                 try:
                     with open(temporary, "wb" if length is None else "ab") as file:
                         count = file.tell() // dtype.itemsize

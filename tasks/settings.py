@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import torch
 
@@ -156,8 +157,9 @@ def override(assignments: Sequence[str], *parts: object) -> list:
     known, changes = settable(*parts), {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        require(equals and name in known, f"--set {assignment}: expected FIELD=VALUE with a field "
-                f"of: {', '.join(known)}")
+        near = [f"did you mean {one}?" for one in get_close_matches(name, known, 1)]
+        require(equals and name in known, f"--set {assignment}: expected FIELD=VALUE; "
+                + (near or [f"fields are {', '.join(sorted(known))}"])[0])
         try:
             value = changes[name] = parse_value(text, known[name])
         except (ValueError, LookupError):

@@ -338,7 +338,9 @@ def test_random_weights_of_a_large_backbone_are_named(cache, tmp_path, capsys, m
         monkeypatch.setattr(train, "ON_A_CPU", small)
         task, model, run = train.prepare(arguments)
         train.begin(train.Trainer(task, train.World(), model), run)
-        assert ("note: no --backbone" in capsys.readouterr().out) == named
+        out = capsys.readouterr().out
+        assert ("note: no --backbone" in out) == named
+        assert ("--preset cpu is for a GPU" in out) == (named and not torch.cuda.is_available())
 
 
 def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, undrawn):
@@ -736,13 +738,14 @@ def test_learning_rate_golden_values():
 
 
 @pytest.mark.parametrize(("assignment", "message"), [
-    ("banana=1", "--set banana=1: expected FIELD=VALUE with a field of: image_size, official, "),
+    ("banana=1", "--set banana=1: expected FIELD=VALUE; fields are accumulate, "),
+    ("step=9", "did you mean steps"),
     ("steps=many", "'many' is not of type int; by default steps is 12"),
     ("steps=0", "steps is 0: expected at least 1"),
     ("official=yes", "'yes' is not of type bool"),
     ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
     ("schedule=linear", "expected one of constant, step, cosine"),
-    ("lean=3", "expected FIELD=VALUE with a field of: image_size, "),  # of bodies
+    ("lean=3", "expected FIELD=VALUE; fields are "),  # of bodies
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
     with pytest.raises(ValueError, match=re.escape(message)):
