@@ -16,12 +16,11 @@ import math
 import os
 import pickle
 import re
-import secrets
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -285,15 +284,21 @@ def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------- files as a whole
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file as a whole: readers, and crashes, leave the old content or the new one."""
+def write_atomically(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write a file as a whole: readers, and crashes, leave the old content or the new one.
+
+    data: bytes, or a function that writes them to an open file. One process writes at a time.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.unfinished")  # the same name each time: none pile up
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
+        with open(temporary, "wb") as file:
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
