@@ -32,6 +32,7 @@ import weights.genhmr
 import weights.hmr_adapter
 import weights.simplehand
 from bodymodels import ASSETS, JOINT_SETS, project
+from files import first_line
 from networks import fast, finders
 from networks.adapter_rivals import build_model
 from networks.any_view import heat_map_notes, looking_again
@@ -137,7 +138,7 @@ def find_device(name: str) -> torch.device:
         torch.zeros(1, device=name).item()  # "meta" has no numbers
         return torch.device(name)
     except Exception as error:  # of several types
-        reason = finders.short(error)
+        reason = first_line(error)
         raise ValueError(f"--device {name}: this machine does not have it ({reason})") from error
 
 
@@ -323,7 +324,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 written += write_results(arguments.out / name, image, [
                     (one.arrays, one.faces) for one in results])
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            failed, line = failed + 1, (str(error) or type(error).__name__).splitlines()[0]
+            failed, line = failed + 1, first_line(error)
             start = "" if str(path) in line or len(files) == 1 else f"{path}: "
             print(f"demo.py: {start}{line}", file=sys.stderr)
             continue

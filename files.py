@@ -2,6 +2,7 @@
 
     safe_unpickle, load_arrays, load_array   pickles, .npz and .npy, running nothing that is in them
     write_atomically                         a file as a whole
+    first_line                               of an error's message
     save_mesh, load_vertices                 meshes: OBJ and GLB, OBJ and PLY
     read_predictions, write_predictions, write_dexycb   predicted hands
 """
@@ -304,6 +305,14 @@ def write_atomically(path: str | Path, data: bytes | Callable[[IO[bytes]], objec
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, and the second after a colon."""
+    first, *others = str(error).strip().split("\n")
+    if first.endswith(":") and others:  # of load_state_dict: the second says what does not fit
+        first += " " + others[0].strip()
+    return (first or type(error).__name__)[:400]
 
 
 # ------------------------------------------------------------------------------- mesh files

@@ -62,6 +62,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
+from files import first_line
 from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups
@@ -70,7 +71,6 @@ from tasks.files import (
     add_scores,
     claim,
     cut_table,
-    first_line,
     read_content,
     read_run,
     report,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bodymodels import JOINT_SETS
+from files import first_line
 from networks.smooth import overlap
 from sets.crops import inside
 from sets.images import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
@@ -202,12 +203,7 @@ def solution(name: str) -> type:
         import mediapipe
         return getattr(getattr(mediapipe.solutions, name), name.capitalize())
     except Exception as error:  # its native libraries fail in many ways
-        raise ImportError(f"MediaPipe cannot be used ({short(error)}): {INSTALL}") from error
-
-
-def short(error: Exception) -> str:
-    """The first line of an error's message, at most 80 characters."""
-    return (str(error) or type(error).__name__).split("\n")[0][:80]
+        raise ImportError(f"MediaPipe cannot be used ({first_line(error)}): {INSTALL}") from error
 
 
 @contextlib.contextmanager

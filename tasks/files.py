@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import sem  # standard error of the mean
 
 import bodymodels
+from files import first_line
 from networks.overlays import png
 from sets.samples import fcntl
 from tasks.base import Errors, Predictions, Scores, Task, is_error
@@ -69,14 +70,6 @@ def read_content(path: Path) -> dict[str, object]:
         return {}
     ours = isinstance(content, dict) and "config" in content and "name" in content
     return content if ours else {}
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, and the second after a colon."""
-    first, *others = str(error).strip().split("\n")
-    if first.endswith(":") and others:  # of load_state_dict: the second says what does not fit
-        first += " " + others[0].strip()
-    return (first or type(error).__name__)[:200]
 
 
 # ------------------------------------------------------------------------------------- tables

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from files import first_line
 from simplehand import require
 
 # The keys of a model's `settings`: "data", of its training, and the fields of Settings in
@@ -78,8 +79,8 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
             with torch.serialization.safe_globals([(Foreign, name) for name in names]):
                 source = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise half a dozen types
-            reason = "it is empty" if not Path(source).stat().st_size else ": ".join(
-                (type(error).__name__, *str(error)[:100].splitlines()[:1]))
+            reason = (f"{type(error).__name__}: {first_line(error)[:100]}"
+                      if Path(source).stat().st_size else "it is empty")
             raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
     require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
     nested = (source.get(name) for name in ("model", "state_dict", "model_state", "network"))
