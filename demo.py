@@ -236,9 +236,9 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                                           for path in ("hand", "body"))
     if arguments.body:
         mesh = load_mesh(arguments.model or "wholebody", 55, "--model")
-        mean = {"hand_mean": load.hand_mean(arguments.model)} if arguments.model else {}
-        model = (load.load_paths(arguments.hand, arguments.body, **mean) if arguments.hand else
-                 load.load_path(hmr_adapter.BodyAdapter, arguments.body, **mean))
+        mean = load.hand_mean(arguments.model)
+        model = (load.load_paths(arguments.hand, arguments.body, hand_mean=mean) if arguments.hand
+                 else load.load_path(hmr_adapter.BodyAdapter, arguments.body, hand_mean=mean))
     else:
         mesh = load_mesh(arguments.model or "hand_right", 16, "--model")
         model = load.load_path(hmr_adapter.HandAdapter, arguments.hand)

@@ -73,7 +73,7 @@ class PeopleTask(Task):
         """Load HaMeR, SMPLer-X or one of our experts, also from inside an adapter."""
         if issubclass(cls, HandExpertTask):
             return load_hand_expert(file)
-        return load_body_expert(file, hand_mean=mean_hand(arguments))
+        return load_body_expert(file, hand_mean=hand_mean(arguments.models))
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -273,7 +273,7 @@ class HandAdapterTask(HandExpertTask):
         self.guide = None
         if arguments.guide:
             self.guide = load_path(hmr_adapter.BodyAdapter, arguments.guide,
-                                   hand_mean=mean_hand(arguments))
+                                   hand_mean=hand_mean(arguments.models))
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """The same, with the true arm or the one that the guide finds."""
@@ -307,11 +307,6 @@ def needs_guide(config: hmr_adapter.HandConfig) -> bool:
 
 
 # ------------------------------------------------------------------------------------- bodies
-
-
-def mean_hand(arguments: argparse.Namespace) -> Tensor | None:
-    """Return what the fingers of SMPLer-X's released weights are relative to, from --models."""
-    return hand_mean(arguments.models) if arguments.models else None
 
 
 class BodyExpertTask(PeopleTask, BodyTask):
@@ -474,7 +469,7 @@ class DualPathTask(BodyAdapterTask):
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
         """Load both paths; the config of the run is the body's."""
-        model = load_paths(path, arguments.guide, hand_mean=mean_hand(arguments))
+        model = load_paths(path, arguments.guide, hand_mean=hand_mean(arguments.models))
         model.config = model.body.config
         return model
 

@@ -104,8 +104,10 @@ load_hand_expert = functools.partial(load_expert, hmr.HandExpert)
 load_body_expert = functools.partial(load_expert, hmr.BodyExpert)
 
 
-def hand_mean(model: str | PathLike) -> Tensor | None:
+def hand_mean(model: str | PathLike | None) -> Tensor | None:
     """Read SMPL-X's mean hands (2, 15, 3), [right, left], see load_body_expert, from its file."""
+    if model is None:
+        return None
     path = Path(model)
     if path.is_dir():
         path = bodymodels.find_model(path, "smplx", "right", "neutral")
