@@ -165,7 +165,6 @@ SIMPLEHAND = Augmentation(
     brightness=(-0.4, 0.1), contrast=(-0.2, 0.2))  # released code
 HMR2 = Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5, extreme=0.1,
                     draws="hmr2", gain=(0.8, 1.2))  # released configuration
-RENDERED = Augmentation(gain=(0.8, 1.2), brightness=(-0.15, 0.15), contrast=(-0.2, 0.2))
 PHOTOS = Augmentation(
     center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
     brightness=(-0.15, 0.15), contrast=(-0.25, 0.25),
@@ -178,14 +177,11 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "release_simplehand": replace(SIMPLEHAND, release_crop=True),
     "release_simplehand_test": replace(TIGHT_BOX, release_crop=True),
     "official_hmr": HMR2,
-    "official_hamer": for_hands(HMR2),
     "official_people": replace(HMR2, extreme=0.0),  # HaMeR's; SMPLer-X scales by 0.75 to 1.25
     # our choice, for rendered pictures
-    "rendered": RENDERED,
+    "rendered": Augmentation(gain=(0.8, 1.2), brightness=(-0.15, 0.15), contrast=(-0.2, 0.2)),
     "rendered_photos": PHOTOS,
     "rendered_upright": replace(PHOTOS, upright=0.85),
-    "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
-                               flip=0.5),
     "rendered_bodies_photos": Augmentation(  # with what cameras, filters and files change
         center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
         brightness=(-0.15, 0.15), contrast=(-0.25, 0.25),

@@ -112,7 +112,8 @@ def test_the_mixture_of_hands_has_people_and_pairs(folders, models, tmp_path, mo
                                augmentation="official_hmr", cache=tmp_path / "cache")
     assert [type(part) for part in mixed.datasets] == [data.OfficialPeople] * 3 + [
         data.HandPairs] * 2
-    assert mixed.datasets[3].hands.augmentation == data.AUGMENTATIONS["official_hamer"]
+    recipe = data.for_hands(data.AUGMENTATIONS["official_hmr"])
+    assert mixed.datasets[3].hands.augmentation == recipe
     batch = torch.utils.data.default_collate([part[0] for part in mixed.datasets])
     assert batch["hand_images"].shape == (5, 2, 3, 32, 32)
     assert batch["body_pose_valid"].tolist() == [1, 1, 1, 0, 0]
@@ -122,12 +123,10 @@ def test_the_mixture_of_hands_has_people_and_pairs(folders, models, tmp_path, mo
 
 
 def test_hands_beside_people_follow_the_chosen_recipe(folders, models):
-    """A recipe of bodies is widened for crops of hands; HaMeR's is HMR2.0's, widened. Without one
-    their crops are twice as large as the hands, as people's are."""
-    hmr, hamer = (data.AUGMENTATIONS[f"official_{name}"] for name in ("hmr", "hamer"))
-    assert data.for_hands(hmr) == hamer
-    recipe = data.for_hands(data.AUGMENTATIONS["rendered_bodies"])
-    assert recipe.scale == (1.8, 2.2) and recipe.flip == 0 and recipe.gain == (0.8, 1.2)
+    """A recipe of bodies is widened for crops of hands. Without one their crops are twice as large
+    as the hands, as people's are."""
+    recipe = data.for_hands(data.AUGMENTATIONS["official_hmr"])
+    assert recipe.scale == (1.4, 2.6) and recipe.flip == 0 and recipe.gain == (0.8, 1.2)
     pairs = data.open_official("freihand", folders("freihand"), size=64, hand_size=32,
                                models=models)
     sides = np.ptp(pairs[0]["hand_keypoints_2d"].numpy(), 1).max(1)

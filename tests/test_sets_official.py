@@ -15,7 +15,7 @@ from PIL import Image
 
 import bodymodels
 from hmr_adapter import arm_pose, crop_hands
-from sets.augmentation import Augmentation
+from sets.augmentation import HMR2, Augmentation, for_hands
 from sets.crops import body_box
 from sets.images import read_image
 from sets.official import (
@@ -244,7 +244,7 @@ def test_hands_are_cut_out_of_the_picture_not_of_the_crop(folders, models):
     assert errors[0] < errors[1] / 3, errors
 
 
-@pytest.mark.parametrize("recipe", [None, "official_hamer"])
+@pytest.mark.parametrize("recipe", [None, for_hands(HMR2)], ids=["plain", "hamer"])
 def test_official_hands_make_people_without_bodies(folders, models, recipe):
     """The right MANO in a sample's pose and shape gives the sample's mesh, also for left and
     augmented hands."""

@@ -33,7 +33,7 @@ import data
 from sets import crops, painting, rendered_bodies
 from sets.augmentation import Augmentation
 
-RECIPES = {name: data.AUGMENTATIONS[name] for name in ("official_hmr", "rendered_bodies")}
+RECIPES = {name: data.AUGMENTATIONS[name] for name in ("official_hmr", "rendered_bodies_photos")}
 
 
 def bodies(split="train", size=48, length=30, **options):
@@ -42,7 +42,7 @@ def bodies(split="train", size=48, length=30, **options):
 
 @pytest.mark.parametrize("recipe,atol", [
     (None, 1e-4), (replace(RECIPES["official_hmr"], flip=0.0), 1e-4),
-    (replace(RECIPES["rendered_bodies"], flip=0.0), 1e-4),
+    (replace(RECIPES["rendered_bodies_photos"], flip=0.0), 1e-4),
     (replace(RECIPES["official_hmr"], flip=1.0), 8e-3)])  # shapes are symmetric to millimetres
 def test_body_labels_are_exact(recipe, atol):
     """Pose, shape and translation give the 3D keypoints; K projects them to the 2D ones."""
