@@ -133,15 +133,14 @@ def test_rotations_are_read_off_a_mesh():
     torch.testing.assert_close(turned[:, 0], turn @ found[:, 0], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("config", "file", "words"), [
-    (HAND.expert, "genhmr_cpu.pt", "one like assets/simplehand_views_cpu.pt"),
-    (HAND.expert, "simplehand_cpu.pt", "one like assets/simplehand_views_cpu.pt"),
-    (BODY.expert, "simplehand_views_cpu.pt", "one of train.py --model genhmr")])
-def test_other_checkpoints_have_no_encoder(config, file, words):
+@pytest.mark.parametrize(("config", "file"), [
+    (HAND.expert, "genhmr_cpu.pt"), (HAND.expert, "simplehand_cpu.pt"),
+    (BODY.expert, "simplehand_views_cpu.pt")])
+def test_other_checkpoints_have_no_encoder(config, file):
     """A file of another network is refused before anything changes."""
     expert = build_model(config)
     before = {name: value.clone() for name, value in expert.state_dict().items()}
-    with pytest.raises(ValueError, match=f"no encoder for this expert: expected {words}"):
+    with pytest.raises(ValueError, match=f"{file}: these weights are not .* missing: "):
         load_encoder(expert, ASSETS / file)
     assert all(torch.equal(value, before[name]) for name, value in expert.state_dict().items())
 
