@@ -83,8 +83,8 @@ def lively():
 @pytest.fixture(scope="module")
 def body():
     """The free body with GenHMR's 45 keypoints."""
-    from genhmr_samples import Body
-    return Body()
+    import bodymodels
+    return bodymodels.load_model("body")
 
 
 @pytest.fixture

@@ -27,22 +27,6 @@ SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=120, scales=(1, 2),
                 mask_loss_on="masked", tokenizer=replace(TINY_TOKENIZER, normalise=True))
 
 
-class Body:
-    """The free body with 24 joints and 21 vertices as keypoints."""
-
-    def __init__(self) -> None:
-        self.model = bodymodels.load_model("body")
-
-    def __call__(self, betas: Tensor, rotations: Tensor) -> bodymodels.BodyOutput:
-        return self.model(betas, rotations)
-
-    def keypoints(self, output: bodymodels.BodyOutput) -> Tensor:
-        return torch.cat((output.joints, output.vertices[:, :6300:300]), 1)
-
-    def of(self, betas: Tensor, rotations: Tensor) -> Tensor:
-        return self.keypoints(self(betas, rotations))
-
-
 def lively_model(config: Config = TINY) -> GenHMR:
     """A model whose probabilities differ from token to token, as those of a trained one do."""
     torch.manual_seed(1)
@@ -78,12 +62,17 @@ def poses(count: int, seed: int = 0, spread: float = 0.3) -> Tensor:
     return augment_rotation(bodymodels.axis_angle_to_matrix(angles), generator)
 
 
-def batch_of(body: Body, size: int = 4, image_size: int = 64, seed: int = 0) -> dict[str, Tensor]:
+def keypoints_of(body: bodymodels.BodyModel, betas: Tensor, rotations: Tensor) -> Tensor:
+    return body.keypoints(body(betas, rotations))
+
+
+def batch_of(body: bodymodels.BodyModel, size: int = 4, image_size: int = 64,
+             seed: int = 0) -> dict[str, Tensor]:
     """A batch as data.py makes it, its bodies seen by a camera of the training kind."""
     generator = torch.Generator().manual_seed(seed)
     pose, betas = poses(size, seed), 0.5 * torch.randn(size, 10, generator=generator)
     camera = torch.tensor([0.9, 0.0, 0.2]) + 0.05 * torch.randn(size, 3, generator=generator)
-    keypoints = body.of(betas, pose)
+    keypoints = keypoints_of(body, betas, pose)
     flat = genhmr.project_to_crop(keypoints, camera, TINY.focal)
     translation = genhmr.camera_translation(camera, TINY.focal)[:, None]
     ones = torch.ones(size)

@@ -524,10 +524,11 @@ WRITERS = {
     "3dpw": write_3dpw, "3dpw-moon": write_3dpw_moon, "3dpw-hmr2": write_hmr2_evaluation,
     "emdb": write_emdb, "h36m": write_h36m, "h36m-smplx": write_h36m_moon,
     "hmr2-tars": write_hmr2, "hamer-tars": write_hamer, "bedlam": write_bedlam,
-    "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
+    "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf,
+    "h36m-hmr2": partial(write_hmr2_evaluation, name="h36m_val_p2")}
 READERS = {name: partial(data.OFFICIAL[name], size=32) for name in WRITERS}
 (dexycb, interhand, freihand, threedpw, threedpw_moon, threedpw_hmr2, emdb, human36m, h36m_smplx,
- hmr2, hamer, bedlam, rich, arctic, ehf) = READERS.values()
+ hmr2, hamer, bedlam, rich, arctic, ehf, h36m_hmr2) = READERS.values()
 HANDS = ("freihand", "dexycb", "interhand", "hamer-tars")
 NEED_MODELS = ("rich", "arctic")
 BODIES = tuple(name for name in READERS if name not in HANDS)

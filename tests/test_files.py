@@ -138,23 +138,17 @@ def sparse_state(dense, by_column):
             "indices": columns.astype(np.int32), "indptr": starts.astype(np.int32)}
 
 
-@pytest.mark.parametrize("kind", ["csc", "csr"])
-def test_sparse_matrices_become_dense(foreign, kind):
-    """scipy's csc and csr matrices, of old and new scipy, become dense arrays without scipy."""
-    random_array = np.random.default_rng(0).random((5, 7))
-    dense = random_array * (random_array > 0.6)
-    for module, protocol in itertools.product(("scipy.sparse.{}", "scipy.sparse._{}"), PROTOCOLS):
-        matrix = foreign(module.format(kind), f"{kind}_matrix")
-        matrix = matrix(**sparse_state(dense, kind == "csc"))
-        assert same(dense, safe_unpickle(pickle.dumps(matrix, protocol)))
-
-
-def test_scipy_itself_agrees():
-    """What the scipy of today writes reads as the array it stands for."""
+def test_sparse_matrices_become_dense():
+    """What scipy writes, today's and, by the protocols of then, an old one, reads as the array that
+    it stands for."""
     matrix = scipy.sparse.random(6, 9, 0.3, random_state=0)
-    for kind in ("csc_matrix", "csr_matrix", "csc_array", "csr_array"):
-        sparse = getattr(scipy.sparse, kind)(matrix)
-        assert same(matrix.toarray(), safe_unpickle(pickle.dumps(sparse)))
+    for kind, protocol in itertools.product(
+            ("csc_matrix", "csr_matrix", "csc_array", "csr_array"), PROTOCOLS):
+        content = pickle.dumps(getattr(scipy.sparse, kind)(matrix), protocol)
+        assert same(matrix.toarray(), safe_unpickle(content))
+        if protocol < 4:  # whose names have no lengths
+            old = content.replace(b"scipy.sparse._cs", b"scipy.sparse.cs")
+            assert old != content and same(matrix.toarray(), safe_unpickle(old))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -595,13 +589,3 @@ def test_a_small_npz_cannot_fill_the_memory(tmp_path):
         archive.writestr("a.npy", npy(b"{}"))
     with pytest.raises(UnsafeFileError, match="a compression that numpy does not write"):
         load_arrays(path)
-
-
-def test_a_file_without_a_model_is_named(tmp_path):
-    """It is missing, or holds something else than a dictionary."""
-    for name in ("a.pkl", "a.npz"):
-        with pytest.raises(FileNotFoundError, match=name):
-            load_arrays(tmp_path / name)
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps([1, 2]))
-    with pytest.raises(UnsafeFileError, match="holds a list"):
-        load_arrays(tmp_path / "a.pkl")

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,23 +71,7 @@ def test_presets_say_what_the_paper_says(name):
     assert config.map_sizes == [(16, 12), (64, 48), (128, 96)]
 
 
-# ------------------------------------------------------------------------ rotations, cameras
-
-
-def test_convention_6d_rotations():
-    """6D is columns 0 and 1, both ways; gradients are finite also for odd columns."""
-    x = torch.randn(500, 6, dtype=torch.float64)
-    x[:5] = torch.tensor([[0.0] * 6, [1, 2, 3, 2, 4, 6], [0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0],
-                          [1e-20, 0, 0, 0, 1e20, 0]])
-    matrices = genhmr.rotation_6d_to_matrix(x.requires_grad_())
-    assert torch.autograd.grad(matrices.square().cumsum(-1).sum(), x)[0].isfinite().all()
-    three = genhmr.rotation_6d_to_matrix(x[:3])  # torch.cross without dim would cross this batch
-    assert torch.allclose(three, matrices[:3], atol=1e-12)
-    assert torch.allclose(matrices @ matrices.mT, torch.eye(3).to(x).expand_as(matrices))
-    assert torch.allclose(matrices.det(), torch.ones(500).to(x))
-    six = genhmr.matrix_to_rotation_6d(matrices)
-    assert torch.allclose(genhmr.rotation_6d_to_matrix(six), matrices)
-    assert torch.equal(six, torch.cat((matrices[:, :, 0], matrices[:, :, 1]), 1))
+# ----------------------------------------------------------------------------------- cameras
 
 
 def test_convention_camera():
@@ -158,23 +143,10 @@ def test_regressor_starts_at_the_mean():
     assert torch.allclose(features.camera, torch.tensor([0.9, 0.0, 0.0]).expand(4, 3), atol=0.1)
 
 
-def test_masked_tokens_are_not_seen(lively):
-    """[MASK] hides which token it replaces; any other token changes the prediction of all."""
-    features, tokens = lively.encode(images(1)), torch.randint(32, (1, 48))
-    other = tokens.clone()
-    other[:, 10] = (tokens[:, 10] + 1) % 32
-    masked, hidden = (x.index_fill(1, torch.tensor([10]), lively.mask_token)
-                      for x in (tokens, other))
-    logits = lively.predict_logits(features, masked)
-    assert logits.shape == (1, 48, 32)  # [MASK] is no output
-    assert torch.equal(lively.predict_logits(features, hidden), logits)
-    moved = (lively.predict_logits(features, other) - logits).abs().amax(-1)
-    assert (moved > 0).all()
-
-
 def test_decoder_layers_are_pre_norm(lively):
     """Self-attention, cross-attention and MLP, each of a norm and added; then norm and head."""
     model, features, tokens = lively.transformer, lively.encode(images(1)), torch.arange(48)[None]
+    assert all(type(layer.cross_attention) is fast.GatheringAttention for layer in model.layers)
     x = model.token_embedding(lively.tokenizer.codebook[tokens % 32])
     x = torch.where(tokens[..., None] < 32, x, model.mask_embedding) + model.position_embedding
     for layer in model.layers:
@@ -185,16 +157,48 @@ def test_decoder_layers_are_pre_norm(lively):
     assert torch.allclose(logits, model.head(model.norm(x)), atol=1e-4)
 
 
-def test_bad_input_is_refused(lively):
-    """Pictures and tokens of other shapes or types are a ValueError that says what is expected."""
-    for bad in (images(2, 32), images(2)[0], images(2)[:, :1]):
-        with pytest.raises(ValueError, match="expected \\(B, 3, 64, 64\\)"):
-            lively.encode(bad)
-    features = lively.encode(images(2))
-    for bad in (torch.zeros(2, 96, dtype=torch.int64), torch.zeros(2, 48),
-                torch.zeros(1, 48, dtype=torch.int64)):
-        with pytest.raises(ValueError, match="expected int64"):
-            lively.predict_logits(features, bad)
+def logits_of(model: GenHMR, tokens: Tensor) -> None:
+    model.predict_logits(model.encode(images(2)), tokens)
+
+
+def sample(model: GenHMR, **options) -> None:
+    genhmr.sample_from(model, model.encode(images(1)), **options)
+
+
+def refine(model: GenHMR, joints: int = 45, **options) -> None:
+    genhmr.refine(model, torch.zeros(3, 48, 8), torch.zeros(3, 10), torch.ones(3, 3),
+                  torch.zeros(3, 45, 2), torch.ones(3, joints), None, **options)
+
+
+def predict(model: GenHMR, **options) -> None:
+    genhmr.predict(model, None, np.zeros((64, 64, 3), np.uint8), **options)
+
+
+@pytest.mark.parametrize(("call", "name", "bad", "message"), [
+    *[(GenHMR.encode, "images", bad, "expected \\(B, 3, 64, 64\\)")
+      for bad in (images(2, 32), images(2)[0], images(2)[:, :1])],
+    *[(logits_of, "tokens", bad, "expected int64")
+      for bad in (torch.zeros(2, 96).long(), torch.zeros(2, 48), torch.zeros(1, 48).long())],
+    *[(lambda model, pose: model.tokenizer.encode(pose), "pose", bad, "expected matrices")
+      for bad in (torch.zeros(2, 24, 3), torch.zeros(2, 52, 3, 3))],
+    (sample, "order", "some", "order"), (sample, "temperature", math.nan, "temperature"),
+    (sample, "temperature", 0.0, "temperature"), (sample, "top_k", 0, "top_k"),
+    (sample, "top_k", 33, "top_k"), (sample, "iterations", 0, "1 or more"),
+    (sample, "schedule", "exp", "cosine, linear, cubic, sqrt"),
+    *[(refine, "step_size", bad, "step_size .*: expected a number above 0")
+      for bad in (-1.0, 0.0, math.inf, math.nan)],
+    (refine, "joints", 44, "expected \\(3, J, 2\\)"),
+    (predict, "keypoints", np.zeros((25, 3)), "45"),
+    (predict, "keypoints", np.zeros((45, 2)), "confidence"),
+    (predict, "keypoints", np.full((45, 3), np.nan), "not finite"),
+    (predict, "iterations", 0, "iterations"), (predict, "refinement", -1, "refinement"),
+    (predict, "samples", -1, "samples"), (predict, "schedule", "sine", "schedule"),
+    (predict, "top_k", 0, "top_k"),
+])
+def test_bad_input_is_refused(lively, call, name, bad, message):
+    """One ValueError that says what was expected."""
+    with pytest.raises(ValueError, match=message):
+        call(lively, **{name: bad})
 
 
 def test_tokenizer_stays_frozen():
@@ -268,9 +272,9 @@ FORMS = {"plain": lambda module: module, "fast": fast.replace}
 CELLS = sum(height * width for height, width in SHAPES)
 
 
-def random_attention(map_width: int = 4) -> DeformableAttention:
+def random_attention() -> DeformableAttention:
     """A layer for the maps of SHAPES, in float64, whose every parameter matters."""
-    module = DeformableAttention(replace(TINY, width=12, heads=3, pyramid_width=map_width)).double()
+    module = DeformableAttention(replace(TINY, width=12, heads=3, pyramid_width=4)).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.7)
     return module
@@ -332,17 +336,6 @@ def test_the_fast_attention_is_the_plain_one():
     assert list(gathering.state_dict()) == list(plain.state_dict())
 
 
-def test_models_are_replaced_in_place():
-    """Every layer's attention, once or twice, without other outputs; the weights load strictly."""
-    model, inputs = lively_model(), (images(), torch.full((2, 48), 32))
-    expected = model(*inputs)
-    assert fast.replace(fast.replace(model)) is model
-    torch.testing.assert_close(model(*inputs), expected, atol=1e-4, rtol=1e-4)
-    assert all(type(layer.cross_attention) is fast.GatheringAttention
-               for layer in model.transformer.layers)
-    GenHMR(TINY).load_state_dict(model.state_dict())
-
-
 @pytest.mark.parametrize(("form", "width"), [("plain", 64), ("fast", 32)])
 def test_the_fast_attention_projects_no_map(form, width):
     """Its operators take nothing larger than the maps, 32 channels wide; the plain one's also take
@@ -378,26 +371,3 @@ def test_attention_starts_as_a_ring():
     assert torch.allclose(offsets[0, 0, 0], torch.tensor([1.0, 0.0]))
     assert torch.allclose(offsets[2, 1, 3], torch.tensor([0.0, 4.0]), atol=1e-5)
     assert len(offsets[:, 0, 0].round(decimals=3).unique(dim=0)) == 8
-
-
-def test_attention_equals_transformers():
-    """With its weights the layer equals Hugging Face's module to 1e-12."""
-    try:
-        from transformers.models.deformable_detr import modeling_deformable_detr as peer
-    except Exception as error:  # not there, or without what it needs, or beside a wrong torchvision
-        pytest.skip(f"no transformers: {error}")
-
-    class Settings:
-        d_model, num_feature_levels, disable_custom_kernels = 12, 3, True
-
-    module = random_attention(map_width=12)
-    other = peer.DeformableDetrMultiscaleDeformableAttention(Settings(), num_heads=3, n_points=2)
-    other.double().load_state_dict(module.state_dict())
-    queries, reference = torch.randn(2, 5, 12).double(), torch.rand(5, 2).double()
-    values, shapes = torch.randn(2, CELLS, 12).double(), torch.tensor(SHAPES)
-    starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
-    expected, _ = other(
-        queries, encoder_hidden_states=values,
-        reference_points=reference[None, :, None].expand(2, -1, 3, -1), spatial_shapes=shapes,
-        spatial_shapes_list=list(SHAPES), level_start_index=starts)
-    assert torch.allclose(module(queries, reference, values), expected, atol=1e-12)

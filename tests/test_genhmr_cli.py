@@ -23,11 +23,6 @@ def model() -> GenHMR:
     return noisy_model()
 
 
-@pytest.fixture(scope="module")
-def body() -> bodymodels.BodyModel:
-    return bodymodels.load_model("body")
-
-
 BOX = (30.0, 20.0, 45.0, 60.0)
 
 
@@ -202,35 +197,3 @@ def test_fitted_camera_puts_the_body_where_its_keypoints_are(model, body):
     assert np.array_equal(refined["camera"], found["camera"])
     assert refined["fitted"] and found["fitted"] and not away["fitted"]
     assert refined["energies"][0] < 0.01 * away["energies"][0]
-
-
-def test_joints_that_are_not_seen_do_not_drag(model, body):
-    """The coordinates of unseen keypoints change no bit of the result; with none seen it is that
-    without keypoints, also the box."""
-    before = genhmr.predict(model, body, picture(), box=BOX)
-    targets = keypoints_of(before, "nose", "left_shoulder", "right_shoulder", shift=(3, 0))
-    wild = targets.copy()
-    ankles = [SMPL45.index("left_ankle"), SMPL45.index("right_ankle"), SMPL45.index("pelvis")]
-    wild[ankles] = [(math.nan, math.inf, 0.0), (1e9, -1e9, 1.0), (5.0, 5.0, 0.29)]
-    unseen = np.concatenate((np.full((45, 2), 40.0), np.zeros((45, 1))), 1)
-    for box, seen, same in ((BOX, targets, wild), (None, None, unseen)):
-        expected = genhmr.predict(model, body, picture(), box=box, keypoints=seen)
-        found = genhmr.predict(model, body, picture(), box=box, keypoints=same)
-        assert all(np.array_equal(expected[name], found[name]) for name in expected)
-        assert seen is None or not np.array_equal(before["pose"], found["pose"])
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"keypoints": np.zeros((25, 3))}, "45"),
-    ({"keypoints": np.zeros((45, 2))}, "confidence"),
-    ({"keypoints": np.full((45, 3), np.nan)}, "not finite"),
-    ({"iterations": 0}, "iterations"),
-    ({"refinement": -1}, "refinement"),
-    ({"samples": -1}, "samples"),
-    ({"schedule": "sine"}, "schedule"),
-    ({"top_k": 0}, "top_k"),
-])
-def test_bad_options_are_named(model, body, changes, message):
-    """One ValueError that says what was expected."""
-    with pytest.raises(ValueError, match=message):
-        genhmr.predict(model, body, np.zeros((64, 64, 3), np.uint8), **changes)

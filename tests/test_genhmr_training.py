@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from genhmr_samples import SMALL, TINY, Body, batch_of, poses
-from torch import Tensor
+from genhmr_samples import SMALL, TINY, batch_of, keypoints_of
 
 import genhmr
 from genhmr import Config, GenHMR
@@ -117,29 +116,15 @@ def test_known_tokens_are_not_drawn():
 # ------------------------------------------------------------------------------------ losses
 
 
-def perfect_batch(body: Body, model: GenHMR, size: int = 4) -> tuple[dict, dict[str, Tensor]]:
-    """A batch of poses that the tokenizer can represent, and the prediction without an error."""
-    batch = batch_of(body, size)
-    batch["tokens"] = torch.randint(32, (size, 48))
-    batch["pose"] = model.tokenizer.decode(batch["tokens"])
-    keypoints = body.of(batch["betas"], batch["pose"])
-    in_crop = genhmr.project_to_crop(keypoints, batch["camera"], TINY.focal)
-    batch["keypoints_2d"] = 64 * (in_crop + 0.5)
-    batch["keypoints_3d"] = keypoints + torch.tensor([0.3, -0.2, 40.0])
-    batch["mask"] = torch.rand(size, 48) < 0.5
-    batch["mask"][:, 0] = True
-    return {"logits": 1e4 * F.one_hot(batch["tokens"], 32).float(), "betas": batch["betas"],
-            "camera": batch["camera"]}, batch
-
-
 def test_losses_are_those_of_48_samples(body):
     """Sums over joints and coordinates, a mean over samples, times 48."""
     model = GenHMR(TINY).eval()
-    prediction, batch = perfect_batch(body, model)
-    prediction["betas"] = batch["betas"] + 0.5
-    prediction["camera"] = batch["camera"] + torch.tensor([0.0, 0.1, 0.0])
-    pose, batch["pose"] = batch["pose"], poses(4, seed=9)
-    guess, true = body.of(prediction["betas"], pose), batch["keypoints_3d"]
+    batch = genhmr.mask_batch(model, batch_of(body))
+    prediction = {"logits": 1e4 * F.one_hot(batch["tokens"], 32).float(),
+                  "betas": batch["betas"] + 0.5,
+                  "camera": batch["camera"] + torch.tensor([0.0, 0.1, 0.0])}
+    pose, true = model.tokenizer.decode(batch["tokens"]), batch["keypoints_3d"]
+    guess = keypoints_of(body, prediction["betas"], pose)
     flat = genhmr.project_to_crop(guess, prediction["camera"], TINY.focal)
     expected = {
         "betas": torch.tensor(4 * 10 * 0.25), "pose": (pose - batch["pose"]).square().sum(),
@@ -184,15 +169,11 @@ def test_total_loss_is_the_weighted_sum():
     assert genhmr.total_loss(terms, Config()) == pytest.approx(expected)
 
 
-def use_every_code(model: GenHMR, batch: dict[str, Tensor]) -> None:
-    """Take the codes from a batch's embeddings: a new codebook has all of them at one code."""
-    model.tokenizer.quantiser.initialise(model.tokenizer.embed(batch["pose"]).flatten(0, 1))
-
-
 def test_every_part_behind_a_frozen_encoder_learns(body):
     """L_total falls and reaches all but encoder and tokenizer, which stay as they are."""
     model, batch = build_genhmr(SMALL), batch_of(body, image_size=128)
-    use_every_code(model, batch)
+    model.tokenizer.quantiser.initialise(  # a new codebook has all codes at one place
+        model.tokenizer.embed(batch["pose"]).flatten(0, 1))
     assert not model.train().backbone.training and SmallEncoder().train().training
     frozen = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     data = genhmr.mask_batch(model, batch, torch.Generator().manual_seed(0))

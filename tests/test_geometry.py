@@ -119,7 +119,8 @@ DEGENERATE = {
                               [-1e-8] * 3],
     genhmr.rotation_6d_to_matrix: [
         [0] * 6, [1, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0], [0, 0, 0, 1, 2, 3], [1, 2, 3] * 2,
-        [1, 2, 3, -2, -4, -6], [1e-20] * 6, [1e20, 0, 0, 0, 1e20, 0], [1, 0, 0, 1, 1e-7, 0]],
+        [1, 2, 3, -2, -4, -6], [1e-20] * 6, [1e20, 0, 0, 0, 1e20, 0], [1, 0, 0, 1, 1e-7, 0],
+        [1e-20, 0, 0, 0, 1e20, 0]],
     bm.matrix_to_axis_angle: torch.stack(EYES).tolist(),
     bm.matrix_to_quaternion: torch.stack(EYES).tolist(),
 }

@@ -129,17 +129,6 @@ def test_half_precision_keeps_poses_and_gradients_finite(part, dtype):
                if parameter.requires_grad)
 
 
-@pytest.mark.parametrize("part", ADAPTERS)
-def test_queries_and_keys_of_a_single_token_get_no_gradient(part):
-    """A softmax over one token is 1, so two thirds of SA' have no gradient."""
-    model = ADAPTERS[part]().train()
-    loss_of(model).backward()
-    for attend in ([new["self_attention"] for new in model.layers] if part == "hand" else
-                   [layer[0].fn for layer in model.decoder.layers]):
-        q, k, v = attend.to_qkv.weight.grad.chunk(3)
-        assert max(q.abs().max(), k.abs().max()) < 1e-5 * v.abs().max()
-
-
 def test_order_of_joints_matters_with_an_embedding_alone():
     """Without an embedding Eq. 2 ignores the order of the joints."""
     pictures, arms = images(), rotations(2, 8)
@@ -241,17 +230,6 @@ def test_unseen_knuckles_say_nothing():
     far[0, 0, 0] = math.nan
     assert not model.knuckle_features(seen, 64, far, None).any()
     assert not model.knuckle_features(seen, 64, -far, None).any()
-
-
-def test_the_body_cannot_tell_hands_without_an_embedding():
-    """Eq. 4 does not depend on the order of the eight knuckles, even if the hands are exchanged."""
-    order = torch.tensor([4, 5, 6, 7, 3, 2, 1, 0])
-    features = torch.randn(2, 8, 8)
-    model = body_adapter()
-    assert torch.allclose(model.decoder(features), model.decoder(features[:, order]), atol=1e-5)
-    told = body_adapter(joint_embedding="learned").joint_embedding
-    first, second = model.decoder(features + told), model.decoder(features[:, order] + told)
-    assert not torch.allclose(first, second, atol=1e-4)
 
 
 def test_concatenation_widens_the_regressors():

@@ -69,6 +69,10 @@ def test_procrustes_leaves_the_least_error_there_is(seed, points, allow_reflecti
     torch.testing.assert_close(
         squared_error(aligned, target),
         least_squared_error(source, target, allow_reflection, scale), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(metrics.mpjpe(source, target), (source - target).norm(dim=2).mean(1))
+    if scale:
+        pa_mpjpe = metrics.pa_mpjpe(source, target, allow_reflection=allow_reflection)
+        torch.testing.assert_close(pa_mpjpe, (aligned - target).norm(dim=2).mean(1))
 
 
 def degenerate_pairs():
@@ -178,18 +182,6 @@ def test_wrong_points_are_named(source, target, message):
 
 
 # ------------------------------------------------------------------------------------ errors
-
-
-def test_golden_errors():
-    """Errors that can be had in the head: 3-4-5 triangles."""
-    target = clouds(0, 2, 21)
-    shift = torch.tensor([[[0.003, 0.004, 0.0]], [[0.0, 0.0, 0.012]]])
-    torch.testing.assert_close(metrics.mpjpe(target + shift, target),
-                               torch.tensor([0.005, 0.012]).double(), rtol=0, atol=1e-9)
-    assert (metrics.pa_mpjpe(target + shift, target) < 1e-15).all()
-    mirrored = target * torch.tensor([1.0, 1, -1])
-    assert (metrics.pa_mpjpe(mirrored, target, allow_reflection=True) < 1e-15).all()
-    assert (metrics.pa_mpjpe(mirrored, target) > 0.01).all()
 
 
 def test_convention_f_score_is_strict():

@@ -166,20 +166,6 @@ def test_surer_passes_weigh_more(spreads, monkeypatch):
                                (share[:, 0, 0] * torch.arange(4, 9)).sum())
 
 
-def test_any_turn_of_the_crop_gives_the_same_hand():
-    """A crop in a quarter turn more has the same hand in it, turned: the first passes see the same
-    four crops, in another order."""
-    torch.manual_seed(0)
-    model = looking_again(simplehand_model(CONFIG).eval())
-    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    with torch.inference_mode():
-        found, turned = model(image), model(image.rot90(-1, (2, 3)))  # clockwise
-    x, y = (turned["keypoints_2d"] - 0.5).unbind(2)
-    back = torch.stack((y, -x), 2) + 0.5
-    torch.testing.assert_close(back, found["keypoints_2d"], atol=1e-3, rtol=0)
-    torch.testing.assert_close(turned["spread_2d"], found["spread_2d"], atol=1e-3, rtol=0)
-
-
 def test_fused_and_plain_look_alike():
     """Folding the norms does not change what several passes find, for any batch; without further
     passes the model is itself, as the paper's is."""

@@ -121,8 +121,8 @@ def test_release_warp_has_pixel_centres_at_integers(x, y, side, roll, mirror):
     assert np.abs(made - flipped).max() <= 1
 
 
-@given(st.sampled_from(["official_simplehand", "rendered", "rendered_photos", "rendered_upright"]),
-       st.integers(0, 3), st.integers(0, 9))
+@given(st.sampled_from(["official_simplehand", "release_simplehand", "rendered", "rendered_photos",
+                        "rendered_upright"]), st.integers(0, 3), st.integers(0, 9))
 def test_augmentation_is_a_function_of_seed_epoch_and_index(recipe, epoch, index):
     """The same key gives the same sample; another epoch or seed another, with labels exact."""
     dataset = hands(length=10, augmentation=recipe)
@@ -149,6 +149,8 @@ def test_convention_official_rotation_is_degrees_read_as_radians():
     assert 0.04 < clipped.mean() < 0.052
     histogram = np.histogram(rolls[~clipped] % (2 * np.pi), 12, (0, 2 * np.pi))[0]
     assert np.abs(histogram / histogram.mean() - 1).max() < 0.08
+    turns = [s["camera_rotation"] for s in hands(length=40, augmentation="official_simplehand")]
+    assert 10 < (torch.linalg.det(torch.stack(turns)) < 0).sum() < 30  # about half are mirrored
 
 
 @pytest.mark.parametrize("change,keeps_grey", [

@@ -8,14 +8,14 @@ from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, poses
 from hostile import Call
 
 import genhmr
-from genhmr import Config, GenHMR, Tokenizer
+from genhmr import GenHMR, Tokenizer
 from networks.small_encoder import SmallEncoder, build_genhmr
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 
 def test_checkpoints_return_the_model(tmp_path, lively):
-    """File or content, of a wrapped model or not, also in half precision: the same model, and the
-    same random numbers as after building it. So do three plain lines, as genhmr.py says."""
+    """File or content, of a wrapped model or not: the same model, and the same random numbers as
+    after building it."""
     config, state = asdict(TINY), lively.state_dict()
     wrapped = {f"module.{name}": value for name, value in state.items()}
     torch.save({"model": state, "config": config, "step": 7}, tmp_path / "a.pt")
@@ -29,15 +29,6 @@ def test_checkpoints_return_the_model(tmp_path, lively):
         assert torch.equal(torch.rand(1), expected)
         assert model.config == TINY and not model.training
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    content = torch.load(tmp_path / "a.pt", weights_only=True, map_location="cpu")
-    model = GenHMR(Config(**content["config"]))
-    model.load_state_dict(content["model"])
-    assert model.config == TINY
-    halves = {name: value.half() if value.is_floating_point() else value
-              for name, value in state.items()}
-    model = load_checkpoint({"model": halves, "config": config})
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert torch.equal(model.transformer.head.weight, halves["transformer.head.weight"].float())
 
 
 def test_tokenizers_come_from_either_stage(lively):

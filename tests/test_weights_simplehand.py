@@ -1,7 +1,6 @@
 """weights/simplehand.py: checkpoints of ours and of others, and backbones' weights."""
 
 import os
-import re
 from dataclasses import asdict, fields
 
 import pytest
@@ -193,19 +192,6 @@ def test_a_flipped_bit_is_noticed(trained, tmp_path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
         with pytest.raises(ValueError, match="checkpoint.pt is not a readable checkpoint"):
             load_checkpoint(path)
-
-
-def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
-    """The lines in its opening docstring give the model in a checkpoint as train.py writes it."""
-    lines = re.findall(r"^    ((?:content|config|model).*)$", simplehand.__doc__, re.MULTILINE)
-    assert len(lines) == 4
-    torch.save(checkpoint_of(trained), tmp_path / "tiny.pt")
-    for path in (tmp_path / "tiny.pt", bodymodels.ASSETS / "simplehand_cpu.pt"):
-        space, expected = vars(simplehand) | {"FILE": path}, load_checkpoint(path)
-        exec("\n".join(lines), space)
-        assert space["model"].config == expected.config
-        for name, value in expected.state_dict().items():
-            assert torch.equal(space["model"].state_dict()[name], value)
 
 
 def test_settings_of_older_checkpoints_are_told_from_the_config():
