@@ -115,9 +115,9 @@ def people(count: int = 2, size: int = 64) -> dict[str, Tensor]:
         "hand_valid": torch.ones(count, 2)}
 
 
-def loss_of(model: nn.Module) -> Tensor:
+def loss_of(model: nn.Module, size: int = 64) -> Tensor:
     """The total loss of an expert or adapter for two people."""
-    batch = people()
+    batch = people(2, size)
     if isinstance(model, hmr.HandAdapter | hmr.HandExpert):
         samples = hmr.hand_samples(batch, getattr(model.config, "arm", "arm"))
         extra = (samples["arm"], samples["arm_valid"]) if hasattr(model, "expert") else ()

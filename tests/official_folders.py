@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from hand_samples import hands
 from PIL import Image
+from set_samples import hands
 
 import bodymodels
 import data

@@ -1,14 +1,15 @@
 """Body models: linear blend skinning against smplx and against what must hold of any of them."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
 import smplx
 import torch
-from body_samples import SMPL45, seeds
 from hypothesis import given
 from hypothesis import strategies as st
+from set_samples import HAND, HAND_IDS, SMPL45, WHOLE, seeds
 from smplx.lbs import lbs
 from smplx.vertex_ids import vertex_ids
 
@@ -432,3 +433,28 @@ def test_unknown_sources_and_options():
         bm.load_model("hand_middle")
     with pytest.raises(TypeError, match="num_beta"):
         bm.load_model("hand_right", num_beta=10)
+
+
+# ------------------------------------------------------------------------ hands of whole bodies
+
+
+def test_hands_inside_the_body():
+    """The vertices of each hand are its own, with MANO's topology, on the right side."""
+    right, left = (WHOLE.v_template[HAND_IDS[side]] for side in ("right", "left"))
+    assert right.shape == left.shape == (778, 3)
+    assert (left[:, 0] > 0.6).all() and (right[:, 0] < -0.6).all()
+    assert len(set(HAND_IDS["left"].tolist()) | set(HAND_IDS["right"].tolist())) == 2 * 778
+    torch.testing.assert_close(bm.mirror_points(left), right, atol=1e-3, rtol=0)
+    edges = (HAND.v_template[HAND.faces[:, 0]] - HAND.v_template[HAND.faces[:, 1]]).norm(dim=1)
+    inside = (right[HAND.faces[:, 0]] - right[HAND.faces[:, 1]]).norm(dim=1)
+    assert (edges - inside).abs().mean() < 1e-3
+
+
+def test_hand_vertices_of_official_files(tmp_path):
+    """MANO_SMPLX_vertex_ids.pkl is read as it is; other files are explained."""
+    path = tmp_path / "MANO_SMPLX_vertex_ids.pkl"
+    path.write_bytes(pickle.dumps({"left_hand": np.arange(3), "right_hand": np.arange(4, 7)}))
+    ids = bm.hand_vertex_ids(path)
+    assert ids["left"].tolist() == [0, 1, 2] and ids["right"].tolist() == [4, 5, 6]
+    with pytest.raises(ValueError, match="hand_right has no hands"):
+        bm.hand_vertex_ids("hand_right")

@@ -47,18 +47,6 @@ def test_the_network_sees_the_whole_box(box):
     assert math.isclose(max(box[2] / (0.75 * side), box[3] / side), 1 / 1.2)
 
 
-def test_default_boxes():
-    """Around the keypoints that are seen, else the whole picture."""
-    keypoints = np.zeros((45, 3))
-    center, side = genhmr.square_box(picture(), None, keypoints)
-    assert center.tolist() == [60, 45] and side == 160  # 120 px wide, of which 3/4 are seen
-    keypoints[3] = 40, 60, 1
-    assert genhmr.square_box(picture(), None, keypoints)[1] == 160  # one point is no box
-    keypoints[7] = 50, 20, 1
-    center, side = genhmr.square_box(picture(), None, keypoints)
-    assert center.tolist() == [45, 40] and math.isclose(side, 1.2 * 40)
-
-
 def test_convention_crops_are_sampled_at_pixel_centres():
     """A picture of its coordinates shows where crops are: x + 0.5 exactly; outside is black."""
     white = np.full((60, 60, 3), 200, np.uint8)

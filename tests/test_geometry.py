@@ -10,10 +10,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from body_samples import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from set_samples import seeds
 from torch.autograd import gradcheck
 
 import bodymodels as bm

@@ -300,16 +300,6 @@ def test_encoders_see_the_middle(build):
         expert(images(size=48))
 
 
-def test_body_expert_says_smplx():
-    """55 valid rotations, identity eyes, a positive depth."""
-    found = body_adapter().expert(images(3))
-    pose, depth = found["body_pose"], found["translation"][:, 2]
-    assert pose.shape == (3, 55, 3, 3)
-    assert torch.allclose(pose @ pose.mT, torch.eye(3).expand_as(pose), atol=1e-5)
-    assert torch.equal(pose[:, hmr.EYES], torch.eye(3).expand(3, 2, 3, 3))
-    assert (depth > 0).all() and (depth < 56.381).all()
-
-
 def test_boxes_of_hands():
     """The hand maps see squares twice as wide as the longer side of the hands' boxes, around
     their centres; box_margin makes tight boxes smaller, around the same centres."""
@@ -368,22 +358,18 @@ def test_cameras_of_both_experts():
     assert torch.allclose(found, torch.tensor([0.1, 0.2, most]).expand(2, 3))
 
 
-def test_boxes_do_not_train_the_heat_maps():
-    """BoxNet reads them detached."""
+def test_what_is_read_off_the_heat_maps_does_not_train_them():
+    """BoxNet reads them detached; body and fingers are regressed from detached keypoints, but from
+    the maps of hands gradients flow."""
     expert = body_adapter().expert.requires_grad_(True)
     features = expert.features(images())
     (features.box_centers.sum() + features.box_sizes.sum()).backward()
     assert all(value.grad is None for value in expert.body_position_net.parameters())
     assert all(value.grad is not None for value in expert.box_net.parameters())
-
-
-def test_rotations_do_not_train_the_keypoints():
-    """Body and fingers are regressed from detached keypoints; from the maps gradients flow."""
-    expert = body_adapter().expert
-    features = expert.features(images())
     maps, joints, hand_joints = (getattr(features, name).detach().requires_grad_()
                                  for name in ("hand_maps", "joints", "hand_joints"))
-    features = features._replace(hand_maps=maps, joints=joints, hand_joints=hand_joints)
+    features = expert.features(images())._replace(hand_maps=maps, joints=joints,
+                                                  hand_joints=hand_joints)
     (expert.joined(features).sum() + expert.fingers(features).sum()).backward()
     assert joints.grad is None and hand_joints.grad is None and maps.grad.any()
 
@@ -425,9 +411,15 @@ def test_left_hand_is_seen_in_the_mirror():
 
 
 def test_mean_hands_make_fingers_absolute():
-    """hand_mean is added to the fingers' axis-angles, the left hand's in its own frame."""
+    """hand_mean is added to the fingers' axis-angles, the left hand's in its own frame. Without it,
+    too, there are 55 valid rotations, identity eyes and a positive depth."""
     expert, mean = body_adapter().expert, 0.2 * torch.randn(2, 15, 3)
-    before = expert(images())["body_pose"]
+    found = expert(images())
+    before, depth = found["body_pose"], found["translation"][:, 2]
+    assert before.shape == (2, 55, 3, 3)
+    assert torch.allclose(before @ before.mT, torch.eye(3).expand_as(before), atol=1e-5)
+    assert torch.equal(before[:, hmr.EYES], torch.eye(3).expand(2, 2, 3, 3))
+    assert (depth > 0).all() and (depth < 56.381).all()
     expert.load_state_dict(expert.state_dict() | {"hand_mean": mean})
     after = expert(images())["body_pose"]
     grown = bodymodels.matrix_to_axis_angle(before[:, 25:]) + torch.cat((mean[1], mean[0]))

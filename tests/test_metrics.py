@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from body_samples import seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_folders import RNG
-from people_samples import HAND_IDS, WHOLE
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
+from set_samples import HAND_IDS, WHOLE, seeds
 
 import bodymodels as bm
 import metrics

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_samples import free_hand, images, lively, people, whole_body
+from adapter_samples import free_hand, images, lively, loss_of, people
 
 import hmr_adapter as hmr
 from bodymodels import ASSETS
@@ -27,15 +27,9 @@ def test_every_parameter_that_is_not_frozen_learns(config):
 
     The frozen encoder also keeps the statistics of its norms.
     """
-    model, batch = lively(build_model(config)).train(), people(2, 128)
+    model = lively(build_model(config)).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
-    if isinstance(model, hmr.HandExpert):
-        samples = hmr.hand_samples(batch)
-        terms = hmr.hand_losses(model(samples["images"]), samples, free_hand(), config)
-        hmr.hand_total_loss(terms, config).backward()
-    else:
-        terms = hmr.body_losses(model(batch["image"]), batch, whole_body(), model, config)
-        hmr.body_total_loss(terms, config).backward()
+    loss_of(model, 128).backward()
     lacking = [name for name, value in model.named_parameters() if value.grad is None]
     frozen = [name for name, _ in model.named_parameters() if name.startswith("encoder.patch_emb")]
     assert lacking == frozen

@@ -109,12 +109,6 @@ def fake_detector(monkeypatch, expected: tuple[int, ...], **result) -> None:
                      enable_segmentation: bool = False) -> None:
             assert static_image_mode and enable_segmentation == ("pose_landmarks" in result)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_) -> None:
-            pass
-
         def process(self, part: np.ndarray):
             assert part.shape == expected and part.flags.c_contiguous
             return SimpleNamespace(**result)

@@ -198,6 +198,10 @@ def test_the_box_of_keypoints_has_a_margin():
     assert np.allclose(found["box"], given["box"]) and found["box"][2] == pytest.approx(1.2 * 80)
     assert np.allclose(found["confidence"][:5], (1, 0.9, 0, 0, 0))
     assert (len(found["energies"]), len(given["energies"])) == (3, 1)
+    for count in (1, 0):  # one point is no box: the whole picture, of whose width 3/4 are seen
+        keypoints[count:] = 0
+        found = FINDERS["genhmr"](MODELS["genhmr"], picture(), keypoints=keypoints)
+        assert found["box"].tolist() == [60 - 80, 45 - 80, 160, 160]
 
 
 @pytest.mark.parametrize("normalise", [

@@ -3,27 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hand_samples import assert_projects, digest, hands, source_picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from set_samples import assert_projects, blob, centroid, digest, hands, source_picture
 
 import data
 from sets import augmentation, crops
-
-
-def blob(width, height, x, y, spread=3.0):
-    """A picture (height, width, 3) with one bright Gaussian spot at pixel (x, y)."""
-    columns, rows = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
-    value = 250 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * spread**2))
-    return np.repeat(value[..., None], 3, 2).round().astype(np.uint8)
-
-
-def centroid(image):
-    weight = image[..., 0].astype(np.float64)
-    rows, columns = np.indices(weight.shape) + 0.5
-    return np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
-
 
 intrinsics = st.builds(
     lambda fx, ratio, cx, cy: np.array([[fx, 0, cx], [0, fx * ratio, cy], [0, 0, 1]]),

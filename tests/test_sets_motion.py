@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from body_samples import BODY, SMPL45, seeds
-from hand_samples import digest, layout
 from hostile import Call
 from hypothesis import given
 from hypothesis import strategies as st
 from official_folders import recording, write_amass, write_moyo
+from set_samples import BODY, SMPL45, digest, layout, seeds
 from torch.utils.data import DataLoader
 
 import bodymodels as bm
@@ -137,7 +136,8 @@ def test_convention_recordings_stand_before_the_camera(tmp_path):
     ({"poses": np.zeros((1, 156))}, {}, ValueError, "no sample of the split test is left"),
     ({}, {"split": "dev"}, ValueError, "unknown split 'dev': expected one of train, val, test"),
     ({}, {"split": "val"}, FileNotFoundError, "no .*HumanEva.*: expected AMASS there"),
-    ({}, {"root": "nowhere"}, FileNotFoundError, "no .*nowhere/SSM.*: expected AMASS there"),
+    ({}, {"root": "nowhere", "split": "train"}, FileNotFoundError,
+     "no .*nowhere/CMU.*: expected AMASS there"),
 ])
 def test_amass_refuses(tmp_path, spoil, options, error, message):
     """One message names the file and what is wrong in it."""

@@ -8,10 +8,8 @@ import numpy as np
 import official_folders as tiny
 import pytest
 import torch
-from body_samples import CONTRACT as BODY_CONTRACT
-from hand_samples import CONTRACT, assert_projects, layout
-from people_samples import CONTRACT as PEOPLE
 from PIL import Image
+from set_samples import BODY_CONTRACT, HAND_CONTRACT, PEOPLE_CONTRACT, assert_projects, layout
 
 import bodymodels
 from hmr_adapter import arm_pose, crop_hands
@@ -54,7 +52,7 @@ def test_hand_samples_keep_the_contract(folders, models, name):
     dataset = tiny.READERS[name](folders(name), models=models)
     for index in range(min(3, len(dataset))):
         sample = dataset[index]
-        assert layout(sample) == CONTRACT | IMAGE
+        assert layout(sample) == HAND_CONTRACT | IMAGE
         assert same(sample, pickle.loads(pickle.dumps(dataset))[index])  # as workers get it
         if not dataset.records(index)["K"].any():
             continue
@@ -210,7 +208,7 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
     """Keys, shapes and types are those of RenderedPeople; meshes and joints fit each crop."""
     pictures = RICH(folders("rich"), "train", 48, models=models)
     sample = OfficialPeople(pictures, 32, augmentation=recipe)[2]
-    assert layout(sample) == PEOPLE | KNOWN
+    assert layout(sample) == PEOPLE_CONTRACT | KNOWN
     assert_projects(sample, "keypoints_3d", atol=1e-2)
     assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=1e-2)
     if recipe is None:  # a hand's box is half as large as its crop, in the middle
@@ -252,7 +250,7 @@ def test_official_hands_make_people_without_bodies(folders, models, recipe):
     pairs = HandPairs(hands, 48)
     assert pairs.kept.tolist() == [0, 1, 2] and len(pairs) == 2  # the last pair's second is first
     sample = pairs[0]
-    assert layout(pairs[1]) == PEOPLE | KNOWN
+    assert layout(pairs[1]) == PEOPLE_CONTRACT | KNOWN
     assert not sample["image"].any() and hands.records()["side"].tolist()[:3] == [1, 1, 0]
     assert not sample["body_pose_valid"] and sample["hand_betas_valid"].tolist() == [1, 1]
     right = bodymodels.load_model(models, family="mano", tips="smplx")
@@ -282,4 +280,4 @@ def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models)
     assert not sample["keypoints_valid"][25:55].any() and sample["betas_valid"] == 0
     assert not sample["keypoints_3d_valid"][25:55].any() and sample["keypoints_3d_valid"][0] == 1
     assert sample["rotations_valid"].tolist() == [1] * 22 + [0] * 33  # SMPL has no fingers
-    assert sample.keys() == (PEOPLE | KNOWN).keys()
+    assert sample.keys() == (PEOPLE_CONTRACT | KNOWN).keys()

@@ -11,10 +11,10 @@ import numpy as np
 import official_folders as tiny
 import pytest
 import torch
-from hand_samples import assert_projects, hands
 from hostile import Call
 from official_folders import hamer, hmr2, jpeg, tar_hand, tar_person, write_shard
 from PIL import Image
+from set_samples import assert_projects, hands
 
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle

@@ -5,9 +5,15 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from body_samples import CONTRACT as BODY_CONTRACT
-from hand_samples import CONTRACT, assert_projects, digest, hands, layout
-from people_samples import CONTRACT as PEOPLE_CONTRACT
+from set_samples import (
+    BODY_CONTRACT,
+    HAND_CONTRACT,
+    PEOPLE_CONTRACT,
+    assert_projects,
+    digest,
+    hands,
+    layout,
+)
 from torch.utils.data import DataLoader
 
 import bodymodels
@@ -77,8 +83,8 @@ def test_the_forearm_closes_the_hand():
 
 # ------------------------------------------------------------------- hands, bodies and people
 
-KINDS = {"hands": (rendered.RenderedHands, CONTRACT), "bodies": (RenderedBodies, BODY_CONTRACT),
-         "people": (RenderedPeople, PEOPLE_CONTRACT)}
+KINDS = {"hands": (rendered.RenderedHands, HAND_CONTRACT),
+         "bodies": (RenderedBodies, BODY_CONTRACT), "people": (RenderedPeople, PEOPLE_CONTRACT)}
 
 
 def drawn(kind, split="train", size=48, **options):
@@ -181,8 +187,3 @@ def test_packed_files_keep_their_names(kind, options, mark, tmp_path):
 def test_bad_options_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         drawn(kind, **options)
-
-
-def test_keys_are_not_negative():
-    with pytest.raises(IndexError, match="count up from 0"):
-        hands()[-1]

@@ -1,32 +1,37 @@
 """Rendered bodies and people: exact labels, determinism, boxes, outfits, augmentation."""
 
 import hashlib
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from body_samples import BODY
-from hand_samples import ROOT, assert_projects
 from hypothesis import given
 from hypothesis import strategies as st
-from people_samples import (
-    CONTRACT,
+from PIL import Image
+from set_samples import (
+    BODY,
     CROP,
     HAND,
     HAND_IDS,
     MIRROR,
+    PEOPLE_CONTRACT,
+    ROOT,
     SIZE,
     SMPLX55,
     WHOLE,
+    assert_projects,
+    blob,
+    centroid,
     people,
     person_of,
     posed,
     seeds,
 )
-from PIL import Image
 
 import bodymodels as bm
 import data
@@ -104,42 +109,37 @@ def packed(tmp_path_factory):
     return lambda **options: people(length=12, cache=folder, **options)
 
 
+SIDES = ((0, "right"), (1, "left"))
 MOVING = Augmentation(center_jitter=0.05, scale=(0.8, 1.2), rotation=40.0, flip=0.0)
 MIRRORED = Augmentation(scale=(0.8, 1.2), rotation=40.0, flip=1.0)
 
 
-@pytest.mark.parametrize("recipe,atol", [(None, 1e-4), (MOVING, 1e-4),
-                                         (MIRRORED, 8e-3)])  # shapes are symmetric to millimetres
-def test_labels_of_people_are_exact(packed, recipe, atol):
-    """Pose, shape, face and translation give the keypoints; the cameras project them."""
-    for sample in packed(augmentation=recipe):
-        keypoints = WHOLE.keypoints(posed(sample))[0]
-        torch.testing.assert_close(keypoints, sample["keypoints_3d"], atol=atol, rtol=0)
-        assert_projects(sample, "keypoints_3d", atol=0.01)
-        for hand, side in enumerate(("right", "left")):
-            joints = sample["keypoints_3d"][bm.joint_indices("smplx76", f"{side}_hand21")]
-            joints = bm.mirror_points(joints) if side == "left" else joints
-            torch.testing.assert_close(sample["hand_joints"][hand], joints)
-        assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=0.01)
-        assert (sample["hand_K"][:, [0, 1], [0, 1]] > 0).all()
-
-
-@pytest.mark.parametrize("recipe,atol", [(None, 1e-4), (MOVING, 1e-4), (MIRRORED, 0.02)])
-def test_hand_pose_is_manos(packed, recipe, atol):
-    """hand_pose turns the free right hand into the body's hand, or the mirrored left hand.
+@pytest.mark.parametrize("recipe,atol,of_hands", [
+    (None, 1e-4, 1e-4), (MOVING, 1e-4, 1e-4),
+    (MIRRORED, 8e-3, 0.02)])  # shapes are symmetric to millimetres
+def test_labels_of_people_are_exact(packed, recipe, atol, of_hands):
+    """Pose, shape, face and translation give the keypoints; the cameras project them. hand_pose
+    turns the free right hand into the body's hand, or the mirrored left hand.
 
     To 6 mm: the hands' shapes differ. Relative to the wrist, in the camera's frame. The stored
     vertices are the body's.
     """
     for sample in packed(augmentation=recipe):
         body = posed(sample)
-        for hand, side in enumerate(("right", "left")):
-            vertices = body.vertices[0][HAND_IDS[side]]
+        torch.testing.assert_close(WHOLE.keypoints(body)[0], sample["keypoints_3d"], atol=atol,
+                                   rtol=0)
+        assert_projects(sample, "keypoints_3d", atol=0.01)
+        assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=0.01)
+        assert (sample["hand_K"][:, [0, 1], [0, 1]] > 0).all()
+        for hand, side in SIDES:
+            joints = sample["keypoints_3d"][bm.joint_indices("smplx76", f"{side}_hand21")]
             wrist = body.joints[0, SMPLX55.index(f"{side}_wrist")]
-            truth = vertices - wrist
+            truth = body.vertices[0][HAND_IDS[side]] - wrist
+            if side == "left":
+                joints, truth = bm.mirror_points(joints), bm.mirror_points(truth)
+            torch.testing.assert_close(sample["hand_joints"][hand], joints)
             stored = sample["hand_vertices"][hand] - sample["hand_joints"][hand, 0]
-            truth = bm.mirror_points(truth) if side == "left" else truth
-            torch.testing.assert_close(stored, truth, atol=atol, rtol=0)
+            torch.testing.assert_close(stored, truth, atol=of_hands, rtol=0)
             output = HAND(torch.zeros(1, 10), sample["hand_pose"][hand][None])
             ours = output.vertices[0] - output.joints[0, 0]
             ours = ours * (truth.norm() / ours.norm())  # people differ in size
@@ -158,30 +158,24 @@ def test_convention_left_hands_are_mirrored(packed):
         torch.testing.assert_close(MIRROR @ wrist @ MIRROR, hands[1, 0], atol=1e-5, rtol=0)
 
 
-def test_boxes_and_validity_of_hands(packed):
-    """Boxes are tight, x and y first; a hand counts if most of its keypoints are in the picture."""
-    for sample in [*packed(), *packed(augmentation=MOVING)]:
-        for hand, side in enumerate(("right", "left")):
+def test_convention_hand_crops_are_hamers(packed):
+    """Boxes are tight, x and y first; a hand counts if most of its keypoints are in the picture. A
+    crop is twice the tight box, widened to the three quarters that the encoder sees."""
+    for recipe in (None, MOVING):
+        for sample, (hand, side) in itertools.product(packed(augmentation=recipe), SIDES):
             order = bm.joint_indices("smplx76", f"{side}_hand21")
             points = sample["keypoints_2d"][order]
-            low, high = points.min(0).values, points.max(0).values
-            torch.testing.assert_close(sample["hand_boxes"][hand], torch.cat([low, high - low]))
+            low, size = points.amin(0), points.amax(0) - points.amin(0)
+            torch.testing.assert_close(sample["hand_boxes"][hand], torch.cat([low, size]))
             inside = ((points >= 0) & (points <= SIZE)).all(1).float()
             assert torch.equal(inside, sample["keypoints_valid"][order])
             assert sample["hand_valid"][hand] == float(inside.mean() > 0.5)
-
-
-def test_convention_hand_crops_are_hamers(packed):
-    """A crop is twice the tight box, widened to the three quarters that the encoder sees."""
-    for sample in packed():
-        for hand in range(2):
-            x, y, width, height = sample["hand_boxes"][hand].tolist()
-            side = 2 * max(height, width / 0.75)
-            points = sample["keypoints_2d"][crops.HAND_KEYPOINTS[hand]]
-            expected = (points - torch.tensor([x + width / 2, y + height / 2])) * CROP / side
-            expected = expected * torch.tensor([1 - 2 * hand, 1]) + CROP / 2  # the left mirrored
-            torch.testing.assert_close(sample["hand_keypoints_2d"][hand], expected, atol=0.02,
-                                       rtol=1e-4)
+            if recipe is None:
+                shown = 2 * max(size[1], size[0] / 0.75)
+                expected = (points - low - size / 2) * CROP / shown
+                expected = expected * torch.tensor([1 - 2 * hand, 1]) + CROP / 2  # left: mirrored
+                torch.testing.assert_close(sample["hand_keypoints_2d"][hand], expected, atol=0.02,
+                                           rtol=1e-4)
 
 
 def test_views_show_the_same():
@@ -215,7 +209,7 @@ def test_occlusion_changes_the_shapes_alone():
     before, after = [], []
     for key in range(8):
         one, two = clear[key], covered[key]
-        for name in set(CONTRACT) - {"image", "hand_images", "hand_visible"}:
+        for name in set(PEOPLE_CONTRACT) - {"image", "hand_images", "hand_visible"}:
             assert torch.equal(one[name], two[name]), name
         before += one["hand_visible"].tolist()
         after += two["hand_visible"].tolist()
@@ -260,13 +254,7 @@ def test_a_larger_lens_size_is_a_sharper_picture():
 
 def spotted_person(x, y, size=64):
     """A sample whose pictures are one bright spot each, where all keypoints are."""
-    rows, columns = np.indices((size, size)) + 0.5
-
-    def spot(u, v):
-        bright = 250 * np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / 18)
-        return np.repeat(bright[..., None], 3, 2).round().astype(np.uint8)
-
-    K = crops.body_camera(size)
+    spot, K = partial(blob, size, size), crops.body_camera(size)
     point = np.array([(x - size / 2) / K[0, 0], (y - size / 2) / K[0, 0], 1]) * 30
     zoom = crops.crop_homography((x + 3, y - 2), size / 2, size)
     u, v = crops.transform_points(zoom, np.array([x, y]))
@@ -296,10 +284,7 @@ def test_pictures_move_with_their_labels(seed, x, y):
     expected = [body["keypoints_2d"][0], labels["keypoints_2d"][0],
                 *labels["hand_keypoints_2d"][:, 0]]
     for picture, keypoint in zip(pictures, expected, strict=True):
-        weight = picture[0].astype(np.float64)
-        rows, columns = np.indices(weight.shape) + 0.5
-        centroid = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
-        np.testing.assert_allclose(centroid, keypoint, atol=0.15)
+        np.testing.assert_allclose(centroid(picture.transpose(1, 2, 0)), keypoint, atol=0.15)
     for moved in (body, labels):
         projected = moved["keypoints_3d"] @ moved["K"].T
         np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], moved["keypoints_2d"],

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hand_samples import ROOT, digest, hands
+from set_samples import ROOT, digest, hands
 
 from sets.samples import build_packed
 

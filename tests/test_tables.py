@@ -426,26 +426,9 @@ def test_tables_that_cannot_be_are_one_line(arguments, message, tmp_path, capsys
 # --------------------------------------------------------------------------------- end to end
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def genhmrs(tmp_path_factory):
-    """Tiny runs of GenHMR's stages: their folders."""
-    folder = tmp_path_factory.mktemp("genhmr")
-    for stage in test_tasks_genhmr.STAGES:
-        train.main(test_tasks_genhmr.command_line(folder, stage, folder / stage))
-    return {stage: folder / stage for stage in test_tasks_genhmr.STAGES}
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    """Tiny runs of HMR-Adapter's stages: their folder."""
-    folder = tmp_path_factory.mktemp("adapter")
-    train.main(test_tasks_adapter.command_line(folder, "all", folder / "all"))
-    return folder / "all"
+# Tiny runs of GenHMR's stages and of HMR-Adapter's, in one folder
+folder, genhmrs = test_tasks_genhmr.folder, test_tasks_genhmr.finished
+adapters = test_tasks_adapter.finished
 
 
 def adapter_command(adapters, out, name, **fields):
@@ -516,10 +499,11 @@ def test_tables_share_tokenizers_and_transformers(genhmrs, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_rows_around_the_shipped_experts(cache, tmp_path, capsys):
+def test_rows_around_the_shipped_experts(tmp_path, capsys):
     """Every row of Table 3: the expert before is a row of No. 6's run, No. 2 has double steps."""
-    tables.main(["hmr_adapter", "table3", "--cache", str(cache), "--out", str(tmp_path), "--set",
-                 "steps=1", "eval_every=1", "batch_size=4", "train_samples=8", "test_samples=9"])
+    tables.main(["hmr_adapter", "table3", "--cache", str(tmp_path / "cache"), "--out",
+                 str(tmp_path), "--set", "steps=1",
+                 "eval_every=1", "batch_size=4", "train_samples=8", "test_samples=9"])
     output = capsys.readouterr().out
     assert output.count("from step 0 to 1,") == 5 and output.count("from step 0 to 2,") == 1
     text = (tmp_path / "table3.md").read_text()

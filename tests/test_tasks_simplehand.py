@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from official_folders import write_dexycb, write_freihand, write_models
+from official_folders import write_freihand
 from test_train import CONFIG, Run, command_line, task_of
 
 import data
@@ -56,10 +56,9 @@ def test_the_mean_hand_is_hard_to_beat(tmp_path):
     assert "2D NME" not in task.scores(Predictions(np.arange(32), found, truth))["SimpleHand"]
 
 
-def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
+def test_freihand_trains_and_writes_the_prediction_file(folders, tmp_path, capsys):
     """The same loop on FreiHAND's layout, down to the file its evaluation server takes."""
-    root, cache, out = (tmp_path / name for name in ("freihand", "cache", "out"))
-    write_freihand(root)
+    root, cache, out = folders("freihand"), tmp_path / "cache", tmp_path / "out"
     train.main(command_line(cache, out, "--data", "freihand", "--data-root", root, "--hand",
                             "hand_right", steps=2, batch_size=4))
     assert "PA-MPVPE" in capsys.readouterr().out
@@ -69,15 +68,15 @@ def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_damaged_picture_ends_all_processes_with_its_message(tmp_path):
+def test_a_damaged_picture_ends_all_processes_with_its_message(fresh, tmp_path):
     """One process meets it, the other says that it has lost a partner: no traceback but torchrun's
     own, and the message last."""
-    write_freihand(tmp_path / "freihand")
-    for path in (tmp_path / "freihand/training/rgb").glob("*.jpg"):
+    root = fresh("freihand")
+    for path in (root / "training/rgb").glob("*.jpg"):
         path.write_bytes(path.read_bytes()[:100])
     run = Run(tmp_path / "out", command_line(
         tmp_path / "cache", tmp_path / "out", "--data", "freihand", "--data-root",
-        tmp_path / "freihand", "--hand", "hand_right", steps=2, batch_size=4), ranks=2)
+        root, "--hand", "hand_right", steps=2, batch_size=4), ranks=2)
     output = run.process.communicate(timeout=300)[0]
     assert run.process.returncode == 1 and output.count("Traceback") == 1, output
     assert "cannot be read as a picture" in output.partition("Root Cause")[2]
@@ -97,12 +96,11 @@ def test_freihand_is_judged_in_a_folder_of_its_own(tmp_path):
 @pytest.mark.parametrize(("official", "names"), [
     (False, ("official_simplehand", None)),
     (True, ("release_simplehand", "release_simplehand_test"))])
-def test_weights_of_the_release_see_its_crops(tmp_path, official, names):
+def test_weights_of_the_release_see_its_crops(folders, tmp_path, official, names):
     """official=True: the release's crop in both splits; else ours, and augmentation to train."""
-    write_freihand(tmp_path / "freihand")
     config = dataclasses.replace(CONFIG, official=official)
     task = task_of(tmp_path, config, "--data", "freihand", "--hand", "hand_right", "--data-root",
-                   str(tmp_path / "freihand"))
+                   str(folders("freihand")))
     assert tuple(dataset.augmentation for dataset in (task.train_set, task.test_set)) == tuple(
         name and data.AUGMENTATIONS[name] for name in names)
 
@@ -122,14 +120,11 @@ def test_dexycb_is_trained_on_for_100_epochs(preset, data, steps):
     assert train.choose_config(arguments, run, None)[0].steps == 77
 
 
-def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys):
+def test_dexycb_trains_and_writes_the_result_file(folders, models, tmp_path, capsys):
     """Left and right hands in one folder; the toolkit's lines carry the official numbers."""
-    root, cache, out, hands = (tmp_path / name for name in ("dexycb", "cache", "out", "models"))
-    for path, fill in ((root, write_dexycb), (hands, write_models)):
-        path.mkdir()
-        fill(path)
-    for path in hands.glob("SMPL*"):
-        path.unlink()
+    root, cache, out, hands = folders("dexycb"), *(
+        tmp_path / name for name in ("cache", "out", "models"))
+    shutil.copytree(models, hands, ignore=shutil.ignore_patterns("SMPL*"))
     train.main(command_line(cache, out, "--data", "dexycb", "--data-root", root, "--hand", hands,
                             steps=1, batch_size=4))
     table = capsys.readouterr().out
