@@ -775,7 +775,7 @@ GENHMR = ["--model", "genhmr", "--stage"]
      "needs a trained encoder: make one with --stage encoder"),
     ([*GENHMR, "tokenizer", "--body", "hand_right"], "expected a SMPL model, with 24"),
     ([*GENHMR, "tokenizer", "--set", "num_tokens=95"], "num_tokens is 95"),
-    ([*GENHMR, "transformer", "--set", "tokenizer=x"], "field of: image_size"),
+    ([*GENHMR, "transformer", "--set", "tokenizer=x"], "=x: expected FIELD=VALUE; fields are "),
 ])
 def test_bad_arguments_are_one_line(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=re.escape(message)) as error:
