@@ -29,7 +29,7 @@ The authors have published no code. Where the paper is silent we follow HaMeR (P
 CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), else choose; every config field names its
 source. The experts use the parameter names of the released weights.
 
-weights/hmr_adapter.py opens all checkpoints; this file alone, all but the small ones in assets/:
+weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's own size:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
     model = HandAdapter(HandConfig(**content["config"]))
@@ -693,7 +693,7 @@ class HMRAdapter(nn.Module):
                 ) -> dict[str, Tensor]:
         """Predict SMPL-X, see `join`, from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        Hands are cut out of `pictures`, the same with more pixels, if given. scale 0: no adapters.
+        Hands are cut out of `pictures`, images of more pixels, if given. scale 0: no adapters.
         """
         prediction = self.body(images, scale=scale)
         pictures = images if pictures is None else pictures
@@ -1479,15 +1479,15 @@ def cpu_preset() -> Config:
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
     hand = HandExpertConfig(vit_dim=288, vit_heads=4, decoder_dim=256, **decoder, **expert,
-                            **of_hands, steps=600, weight_betas_prior=0.05)
+                            **of_hands, steps=360, weight_betas_prior=0.05)
     body = BodyExpertConfig(
-        vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4), patch_size=8, steps=600,
+        vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4), patch_size=8, steps=360,
         weight_keypoints_3d=30.0, weight_boxes=3.0, hand_upscale=1, hand_extension=2.3,
         depth_bins=8, hand_cells=8, joint_dim=160, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found", arm_drop=0.1),
-        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=192, **decoder, **adapter, steps=200,
+        HandConfig(expert=hand, **adapter, **of_hands, steps=160, arm_source="found", arm_drop=0.1),
+        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=192, **decoder, **adapter, steps=100,
                    knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
 
 
