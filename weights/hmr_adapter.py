@@ -38,8 +38,8 @@ def load_checkpoint(source: str | PathLike | Mapping
     config_class = next((kind for prefix, kind in CONFIG_CLASSES.items() if any(
         name.startswith(prefix) for name in state)), None)
     files.require(config is not None and config_class is not None,
-                  "this is no checkpoint of HMR-Adapter: expected one of train.py --model "
-                  "hmr_adapter, or the released weights of HaMeR or SMPLer-X")
+                  "this is no checkpoint of train.py --model hmr_adapter; for HaMeR's and "
+                  "SMPLer-X's released ones there are load_hand_expert and load_body_expert")
     return files.from_checkpoint(build_model, config_class, config, state)
 
 
