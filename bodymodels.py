@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from files import check_mesh, load_arrays, single, to_numpy, vertex_normals
+from files import check_mesh, load_arrays, single, to_numpy, vertex_colors, vertex_normals
 from files import save_mesh as save_mesh
 from files import write_atomically as write_atomically
 
@@ -875,7 +875,7 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = check_mesh(vertices, faces)
-    colors, canvas = np.broadcast_to(single(colors), vertices.shape), _canvas(background, size)
+    colors, canvas = vertex_colors(colors, len(vertices)), _canvas(background, size)
     at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, to_numpy(K))

@@ -17,11 +17,12 @@ import math
 import os
 import pickle
 import re
+import secrets
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -285,21 +286,15 @@ def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------- files as a whole
 
 
-def write_atomically(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write a file as a whole: readers, and crashes, leave the old content or the new one.
-
-    data: bytes, or a function that writes them to an open file. One process writes at a time.
-    """
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file as a whole: readers, and crashes, leave the old content or the new one."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
-    temporary = path.with_name(f".{path.name}.unfinished")  # the same name each time: none pile up
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(temporary, "wb") as file:
-            if callable(data):
-                data(file)
-            else:
-                file.write(data)
+        with open(temporary, "xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -373,13 +368,27 @@ def single(array) -> np.ndarray:
 def check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
     """The mesh as numpy arrays, floats and int64; ValueError for what is not a triangle mesh."""
     vertices, faces = to_numpy(vertices), to_numpy(faces)
-    if (vertices.shape[1:] != (3,) or faces.shape[1:] != (3,) or faces.dtype.kind not in "iu"
-            or not ((faces >= 0) & (faces < len(vertices))).all()):
-        raise ValueError("a mesh has vertices (V, 3) and faces (F, 3) of integers from 0 to V - 1, "
-                         f"got {vertices.shape} and {faces.dtype} of shape {faces.shape}")
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
+        raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
+                         f"shape {vertices.shape}")
+    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
+        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape "
+                         f"{faces.shape}")
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise ValueError(f"faces refer to vertices {faces.min()} to {faces.max()}, but there are "
+                         f"{len(vertices)}")
     if not np.isfinite(vertices).all():
         raise ValueError("vertices must be finite, some are NaN or infinite")
     return _floats(vertices), faces.astype(np.int64, copy=False)
+
+
+def vertex_colors(colors, count: int) -> np.ndarray:
+    """One colour for each vertex (V, 3) float32 in 0..1, from one for all or one for each."""
+    colors = single(colors)
+    if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
+        raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
+                         f"{colors.shape} from {colors.min(initial=0)} to {colors.max(initial=0)}")
+    return np.broadcast_to(colors, (count, 3))
 
 
 def vertex_normals(vertices, faces) -> np.ndarray:

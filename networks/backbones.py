@@ -94,15 +94,16 @@ class HRNet(nn.Module):
     """Images (B, 3, S, S) -> X_b, (B, embed_dims[1], S/8, S/8), and the last map.
 
     X_b is the second branch. The last map, (B, feature_width, S/32, S/32), is the one whose average
-    ImageNet's classifier reads; here the keypoints are read from it (our reading: the paper does
-    not say, and the release has no HRNet).
+    ImageNet's classifier reads; here the keypoints are read from it, and all of "global" sampling
+    (our reading: the paper says neither, and the release has no HRNet).
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         widths = config.embed_dims
         bottlenecks, *modules = config.depths  # the first stage counts blocks, the others modules
-        self.channels = widths[1]
+        self.pooled = config.sampling == "global"
+        self.channels = config.feature_width if self.pooled else widths[1]
         self.conv1, self.bn1 = conv_norm(3, 64, 2, activate=False)  # S/2
         self.conv2, self.bn2 = conv_norm(64, 64, 2, activate=False)  # S/4
         self.layer1 = nn.Sequential(*[
@@ -133,7 +134,7 @@ class HRNet(nn.Module):
         for layer, wide in zip(self.downsamp_modules, widened[1:], strict=True):
             last = wide + layer(last)
         last = self.final_layer(last)  # (B, 2048, S/32, S/32)
-        return maps[1], last
+        return last if self.pooled else maps[1], last
 
     fuse = fold_norms  # into the convolutions, in place
 

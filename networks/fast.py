@@ -108,6 +108,10 @@ def export(model: nn.Module, path: Path) -> float:
     is for the CPU and, after .to("cuda"), a GPU. Raises OSError for a path that is a folder, or in
     a missing one.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     images = torch.randint(0, 256, (3, 3, *[model.config.image_size] * 2), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
     expected, file = model(images), io.BytesIO()

@@ -108,7 +108,7 @@ def warp(image: np.ndarray, image_to_crop: np.ndarray, size: int) -> np.ndarray:
     middle = size / 2 + np.array([[0, 0], [1, 0], [0, 1]])
     origin, right, down = transform_points(inverse, middle)
     shrink = int(min(np.linalg.norm(right - origin), np.linalg.norm(down - origin),
-                     max(image.shape)))
+                     max(image.shape)))  # no box is too large
     picture = Image.fromarray(image)
     if shrink >= 2:
         picture = picture.reduce(shrink)

@@ -138,16 +138,16 @@ def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
     box, size: see choose_person. If nobody is there, all are 0. Raises as read_keypoints.
     """
     path = folder / Path(picture).with_name(f"{Path(picture).stem}_keypoints.json")
-    person = choose_person(read_keypoints(path), box, *size)
+    person = choose_person(read_keypoints(path, nobody=True), box, *size)
     return np.zeros((45, 3)) if person is None else to_smpl45(person)
 
 
-def read_keypoints(path: str | PathLike) -> list[np.ndarray]:
+def read_keypoints(path: str | PathLike, *, nobody: bool = False) -> list[np.ndarray]:
     """Read the people of OpenPose's JSON, {"people": [{"pose_keypoints_2d": [...]}]}.
 
-    Each is (J, 3): x, y in pixels, confidence in 0..1. Raises FileNotFoundError, or ValueError for
-    other contents and for numbers of keypoints other than COCO's 17, OpenPose's 18 or 25 and
-    MediaPipe's 33.
+    Each is (J, 3): x, y in pixels, confidence in 0..1. nobody: a file without people is no error.
+    Raises FileNotFoundError, or ValueError for other contents, for no people, and for numbers of
+    keypoints other than COCO's 17, OpenPose's 18 or 25 and MediaPipe's 33.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no keypoints {path}: expected OpenPose's JSON")
@@ -157,6 +157,8 @@ def read_keypoints(path: str | PathLike) -> list[np.ndarray]:
                 if "pose_keypoints_2d" in person]
     except (ValueError, RecursionError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is not OpenPose's JSON of people ({str(error)[:80]})") from error
+    if not rows and not (nobody and people == []):
+        raise ValueError(f"{path} has no people with body keypoints")
     for index, row in enumerate(rows):
         if row.shape not in [(3 * count,) for count in KEYPOINT_SETS]:
             expected = ", ".join(f"{count} ({name})" for count, name in KEYPOINT_SETS.items())

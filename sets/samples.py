@@ -89,8 +89,8 @@ def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[int], Iterable[n
                 done = temporary.stat().st_size if temporary.is_file() else 0
                 needed = (length or 0) * dtype.itemsize - done
                 if needed > shutil.disk_usage(path.parent).free:
-                    raise ValueError(f"{path} needs {needed / 1e9:.1f} GB more than the disk has "
-                                     "room for: give cache=FOLDER on another one")
+                    raise ValueError(f"{path} needs {needed / 1e9:.1f} GB, more than its disk has "
+                                     "left: give cache=FOLDER on another one")
                 try:
                     with open(temporary, "wb" if length is None else "ab") as file:
                         count = file.tell() // dtype.itemsize

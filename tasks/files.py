@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,10 +26,17 @@ from weights.files import check_whole, require
 
 def save(content: Mapping[str, object], path: Path) -> None:
     """Do torch.save, but replace the file atomically; OSError leaves the old file and no other."""
+    temporary = path.with_name(f".{path.name}.unfinished")  # the same name each time: none pile up
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        bodymodels.write_atomically(path, partial(torch.save, dict(content)))
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OSError(f"cannot write {path} ({first_line(error)}): make room or choose another "
                       "--out; what was there is kept") from error
 
@@ -144,9 +152,10 @@ def report(task: Task, predictions: Predictions, scores: Scores) -> None:
     else:
         print("\nno annotation to score against\n")
     if errors:
-        content = {f"{name}: {metric}": values.astype(np.float32)
-                   for name, rows in errors.items() for metric, values in rows.items()}
-        bodymodels.write_atomically(out / "errors.npz", partial(np.savez, **content))
+        content = io.BytesIO()
+        np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
+                             for name, rows in errors.items() for metric, values in rows.items()})
+        bodymodels.write_atomically(out / "errors.npz", content.getvalue())
     task.write(predictions, out)
     draw_predictions(task, predictions, out / "predictions.png")
     if not task.arguments.eval:
@@ -218,4 +227,6 @@ def draw_curves(out: Path) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a matplotlib figure as PNG."""
-    bodymodels.write_atomically(path, partial(figure.savefig, dpi=110))
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110)
+    bodymodels.write_atomically(path, content.getvalue())

@@ -508,8 +508,8 @@ BAD = {  # what is wrong, network: flags -> a part of the message
                                   "--hand", "hand_left"], "leave out --hand"),
     "no folder to export to": (["simplehand", "--checkpoint", "rendered.pt", "--export",
                                 "nowhere/hand.pt2"], "create the folder"),
-    "export to a folder": (["simplehand", "--checkpoint", "rendered.pt", "--export", "folder"],
-                           "Is a directory"),
+    "export to a folder": (["simplehand", "--checkpoint", "rendered.pt", "--export", "."],
+                           "cannot write .: it is a folder"),
     "empty checkpoint": (["simplehand", "photo.png", "--checkpoint", "clip.mp4"], "(it is empty)"),
     "text as checkpoint": (["simplehand", "photo.png", "--checkpoint", "K.txt"],
                            "K.txt is not a readable checkpoint (UnpicklingError: "),
@@ -541,7 +541,6 @@ def test_bad_input_is_refused(case, files, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
     monkeypatch.chdir(tmp_path)
     save_picture(tmp_path / "photo.png")
-    (tmp_path / "folder").mkdir()
     (tmp_path / "clip.mp4").touch()
     (tmp_path / "K.txt").write_text("300 0 60\n0 300 45")
     for kind in ("freihand", "rendered"):

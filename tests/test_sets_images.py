@@ -134,7 +134,7 @@ def save(path: Path, content) -> Path:
     return path
 
 
-@pytest.mark.parametrize("people", [[25], [18, 18], [33], [17], []])
+@pytest.mark.parametrize("people", [[25], [18, 18], [33], [17]])
 def test_openposes_layout_is_read(people, tmp_path):
     """The people in order, numbers as they are in the file; people without a body do not count."""
     content = {"version": 1.3, "people": [{"face_keypoints_2d": []}, *(
@@ -166,6 +166,8 @@ BAD_FILES = {
     "broken": ('{"people": [', "not OpenPose's JSON"),
     "number": (3, "not OpenPose's JSON"),
     "people is a number": ({"people": 3}, "not OpenPose's JSON"),
+    "nobody": ({"people": []}, "no people"),
+    "hands only": ({"people": [{"hand_left_keypoints_2d": flat(21)}]}, "no people"),
     "21 keypoints": ({"people": [{"pose_keypoints_2d": flat(21)}]}, "63 numbers.*17"),
     "null": ({"people": [{"pose_keypoints_2d": [None] * 75}]}, "not finite"),
     "fractions": ({"people": [{"pose_keypoints_2d": [0.4, 0.5, 1.0] * 25}]}, "expected pixels"),

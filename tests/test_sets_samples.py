@@ -94,5 +94,5 @@ def test_unwritable_cache_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write the cache.*give cache=FOLDER"):
         hands(length=2, cache=tmp_path / "file" / "inside")
-    with pytest.raises(ValueError, match="GB more than the disk has room for: give cache=FOLDER"):
+    with pytest.raises(ValueError, match="GB, more than its disk has left: give cache=FOLDER"):
         build_packed(tmp_path / "huge.bin", np.dtype("i8"), lambda start: [], 1 << 58)

@@ -71,8 +71,8 @@ def test_presets_build_and_say_what_the_paper_says(name):
 
 
 SHALLOW = {"depths": (1, 1, 1, 1)}
-VARIANTS = [HRNET, HIERA, UNET, {"sampling": "global"}, {"refine": 1},
-            {"sampling": "grid", "tokens": (4, 84, 336), "upsample": (1,)},
+VARIANTS = [HRNET, HIERA, UNET, {"sampling": "global"}, {"sampling": "global", **HRNET},
+            {"refine": 1}, {"sampling": "grid", "tokens": (4, 84, 336), "upsample": (1,)},
             {"upsample": (2, 2)}, {"depths": TINY.depths},
             {}, {"official": True},
             {"sampling": "coarse_mesh", "tokens": (216, 84, 336)}, {"mixer": "identity"},
